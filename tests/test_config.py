@@ -1,0 +1,91 @@
+import json
+
+import pytest
+
+from textok_mini.config import (
+    PRESETS,
+    STANDINGS,
+    Config,
+    ConfigError,
+    TexTokConfig,
+    config_json,
+    from_dict,
+    load_config,
+    preset,
+    standing,
+)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.stps=4", "did you mean training.steps?"),
+        ("traning.steps=4", "did you mean training?"),
+        ("steps=4", "did you mean training.steps?"),
+        ("image_size=64", "did you mean tokenizer.image_size?"),
+        ("training.steps=abc", "training.steps must be int"),
+        ("training.steps=1.5", "training.steps must be int"),
+        ("training.steps=true", "training.steps must be int"),
+        ("training.learning_rate=nan", "training.learning_rate must be float"),
+        ("training=4", "training must be a group of settings"),
+        ("tokenizer.text_in=bth", "did you mean both?"),
+        ("tokenizer.num_latent_tokens=-1", "tokenizer.num_latent_tokens must be at least 0"),
+        ("tokenizer.patch_size=7", "a divisor of image_size=32"),
+        ("tokenizer.heads=3", "a divisor of width=128"),
+        ("data.max_objects=5", "data.min_objects and data.max_objects"),
+        ("training.steps", "is not KEY=VALUE"),
+    ],
+)
+def test_bad_setting_is_one_clear_line(override, message):
+    with pytest.raises(ConfigError) as error:
+        load_config("laptop", [override])
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_no_latents_need_text_in_the_detokenizer():
+    for text_in in ("both", "detokenizer"):
+        assert TexTokConfig(num_latent_tokens=0, text_in=text_in).num_latent_tokens == 0
+    for text_in in ("none", "tokenizer"):
+        with pytest.raises(ConfigError, match="num_latent_tokens"):
+            TexTokConfig(num_latent_tokens=0, text_in=text_in)
+
+
+def test_overrides_reach_their_field_and_nothing_else():
+    config = load_config("laptop", ["training.learning_rate=1e-4", "seed=3", "data=some/folder"])
+    assert (config.training.learning_rate, config.training.seed, config.data.source) == (
+        1e-4,
+        3,
+        "some/folder",
+    )
+    assert config.tokenizer == preset("laptop").tokenizer
+
+
+def test_a_yaml_file_builds_on_a_preset_and_names_itself_in_errors(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("preset: smoke\ntraining:\n  steps: 7\n  learning_rate: 1e-3\n")
+    config = load_config(str(path), ["training.seed=2"])
+    assert (config.training.steps, config.training.learning_rate, config.training.seed) == (7, 1e-3, 2)
+    assert config.tokenizer == preset("smoke").tokenizer
+    path.write_text("training: [")
+    with pytest.raises(ConfigError, match=r"mine\.yaml: not valid YAML"):
+        load_config(str(path))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(str(tmp_path / "none.yaml"))
+    with pytest.raises(ConfigError, match="did you mean laptop"):
+        load_config("labtop")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_json_round_trip(name):
+    assert from_dict(Config, json.loads(config_json(preset(name)))) == preset(name)
+
+
+def test_every_value_has_a_standing_and_departures_are_the_kits_own():
+    laptop, paper = preset("laptop"), Config()
+    assert standing(paper, "tokenizer.latent_dim") == "paper"
+    assert standing(paper, "training.perceptual_weight") == "second-hand"
+    assert standing(laptop, "tokenizer.latent_dim") == "paper"  # not departed from
+    assert standing(laptop, "tokenizer.width") == "kit"
+    for group in ("data", "text", "tokenizer", "training"):
+        for name in vars(getattr(paper, group)):
+            assert standing(paper, f"{group}.{name}") in STANDINGS

@@ -1,0 +1,367 @@
+"""Settings: dataclasses, named presets, and how well each value of the paper is known.
+
+    config = load_config("laptop", ["training.steps=500", "seed=3"])
+
+Four groups, `.data`, `.text`, `.tokenizer` and `.training`. A field's default is the paper's value where the
+paper has one, and its standing is written beside it (the vocabulary of `STANDINGS`); a preset says only where
+it departs from the defaults, and `standing()` calls such a departure "kit". Whatever comes from a user (YAML,
+`key=value`, JSON) passes through `from_dict`, which refuses unknown keys and wrong types by name.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+
+STANDINGS = {
+    "paper": "the paper's abstract or the project's seed document says it",
+    "derived": "computed from values of the paper",
+    "second-hand": "a public reimplementation or a later paper says that the paper says it",
+    "assumed": "the field's usual choice, whose is named",
+    "unresolved": "sources disagree or are silent; an option",
+    "kit": "this kit's own choice, for its own scale",
+}
+
+
+class ConfigError(ValueError):
+    """A setting is unknown, of the wrong type, or impossible; the message is one line that says what to do."""
+
+
+def known(default: Any, standing: str, source: str) -> Any:
+    """A dataclass field that carries where its default comes from."""
+    assert standing in STANDINGS, standing
+    return field(default=default, metadata={"standing": standing, "source": source})
+
+
+def kit(default: Any, reason: str) -> Any:
+    """A field that the paper has no value for."""
+    return known(default, "kit", reason)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which pictures and captions. The settings of the scenes world are ignored by folders and hub sets."""
+
+    source: str = kit("openmoji-scenes", "`openmoji-scenes`, `openmoji`, a folder, or a hub data set's id")
+    scenes: int = kit(30_000, "training scenes; more cost only disk and a minute")
+    objects: int = kit(128, "distinct objects: few, and words carry what is where; many, mostly where")
+    min_objects: int = kit(2, "objects a scene, at least")
+    max_objects: int = kit(3, "objects a scene, at most")
+    world_seed: int = kit(0, "which world: objects, splits and scenes all follow from it")
+    captions: Literal["short", "normal", "long"] = kit("normal", "how much of the scene a caption tells")
+    image_column: str = kit("image", "column of a hub data set")
+    caption_column: str = kit("caption", "column of a hub data set")
+    label_column: str = kit("label", "column of a hub data set; a missing label is -1")
+    skip_bad_rows: bool = kit(False, "skip and count rows that fail verification instead of stopping")
+
+    def __post_init__(self):
+        require(1 <= self.min_objects <= self.max_objects <= 4, "data.min_objects and data.max_objects", "1 to 4")
+        require(self.scenes > 0, "data.scenes", "at least 1")
+        require(self.objects >= 8, "data.objects", "at least 8")
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The frozen text encoder. How many tokens it may give is `tokenizer.max_text_tokens`."""
+
+    encoder: str = known("google/t5-v1_1-xl", "assumed", "T5-XL at 256 px is the paper's; that it is v1.1 is not")
+    dtype: Literal["bfloat16", "float32"] = kit("bfloat16", "T5 overflows in fp16 (transformers#4287)")
+    cache: bool = kit(False, "encode every caption once, into data/text/, rather than at every step")
+
+
+@dataclass(frozen=True)
+class TexTokConfig:
+    """The tokenizer's shape. Raises ConfigError for a combination that cannot be built."""
+
+    image_size: int = known(256, "paper", "256 and 512 px")
+    patch_size: int = known(8, "second-hand", "Tatiana21/TexTok: 8 at 256 px, 16 at 512 px")
+    num_latent_tokens: int = known(128, "paper", "N in 32, 64, 128, 256")
+    latent_dim: int = known(8, "paper", "d = 8")
+    latent: Literal["plain", "noisy"] = known("plain", "unresolved", "plain fits MAGVIT; MAETok's table says KL")
+    latent_noise: float = kit(0.5, "`noisy`: deviation of the noise on unit-RMS latents, in training only")
+    width: int = known(768, "paper", "ViT-Base")
+    encoder_layers: int = known(12, "paper", "ViT-Base")
+    decoder_layers: int = known(12, "paper", "ViT-Base")
+    heads: int = known(12, "paper", "ViT-Base")
+    mlp_ratio: int = known(4, "paper", "ViT-Base")
+    text_in: Literal["both", "tokenizer", "detokenizer", "none"] = known("both", "paper", "both is the full TexTok")
+    text_dim: int = known(2048, "paper", "width of T5-XL; T5-XXL has 4,096")
+    max_text_tokens: int = known(128, "second-hand", "pranoyr/TexTok, unconfirmed")
+    num_registers: int = kit(0, "control: this many learned tokens stand where text tokens would")
+
+    def __post_init__(self):
+        for name in (
+            "image_size",
+            "patch_size",
+            "latent_dim",
+            "width",
+            "encoder_layers",
+            "decoder_layers",
+            "heads",
+        ):
+            require(getattr(self, name) > 0, f"tokenizer.{name}", "at least 1")
+        require(self.num_latent_tokens >= 0, "tokenizer.num_latent_tokens", "at least 0")
+        require(self.num_registers >= 0, "tokenizer.num_registers", "at least 0")
+        require(
+            self.num_latent_tokens > 0 or self.text_in in ("both", "detokenizer"),
+            "tokenizer.num_latent_tokens",
+            "at least 1 unless text reaches the detokenizer (text_in: both or detokenizer)",
+        )
+        require(
+            self.image_size % self.patch_size == 0,
+            "tokenizer.patch_size",
+            f"a divisor of image_size={self.image_size}, not {self.patch_size}",
+        )
+        require(
+            self.width % self.heads == 0,
+            "tokenizer.heads",
+            f"a divisor of width={self.width}, not {self.heads}",
+        )
+        require(
+            self.num_registers == 0 or self.text_in == "none",
+            "tokenizer.num_registers",
+            "0 unless text_in is none",
+        )
+
+    @property
+    def num_patches(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """One training run: optimiser, schedule, losses, and what is written when."""
+
+    seed: int = kit(0, "initial weights, order of rows, noise")
+    steps: int = known(1_351_080, "second-hand", "270 epochs of ImageNet (1,281,167 pictures) at batch 256")
+    batch_size: int = known(256, "assumed", "MAGVIT; over all processes together")
+    learning_rate: float = known(1e-4, "second-hand", "peak; MAGVIT's too")
+    warmup_steps: int = known(5_004, "assumed", "MAGVIT: one epoch")
+    final_learning_rate: float = known(0.0, "assumed", "MAGVIT: cosine to zero; a fraction of the peak")
+    beta1: float = known(0.0, "assumed", "MAGVIT: Adam(0, 0.99)")
+    beta2: float = known(0.99, "assumed", "MAGVIT: Adam(0, 0.99)")
+    weight_decay: float = known(0.0, "assumed", "MAGVIT")
+    gradient_clip: float = kit(1.0, "largest norm of the gradient; 0 is off")
+    ema: float = known(0.999, "second-hand", "Tatiana21/TexTok, and MAGVIT")
+    l2_weight: float = known(1.0, "second-hand", "Tatiana21/TexTok, and MAGVIT's vqgan2d")
+    perceptual: Literal["none", "lpips-alex", "lpips-vgg"] = known(
+        "lpips-vgg", "unresolved", "the field's; MAGVIT uses ResNet-50 logits"
+    )
+    perceptual_weight: float = known(0.1, "second-hand", "Tatiana21/TexTok, and MAGVIT's vqgan2d")
+    precision: Literal["auto", "float32", "bfloat16"] = kit("auto", "bf16 on a GPU that has it, else float32")
+    workers: int = kit(0, "processes that read and decode pictures; 0 suits prepared data")
+    log_every: int = kit(50, "steps between lines of log.jsonl")
+    checkpoint_every: int = kit(5_000, "steps between checkpoints, from which a killed run goes on")
+    sample_every: int = kit(5_000, "steps between pictures in samples/; 0 is none")
+    snapshot_every: int = kit(0, "steps between EMA weights kept in snapshots/, for curves; 0 is none")
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every"):
+            require(getattr(self, name) > 0, f"training.{name}", "at least 1")
+        for name in (
+            "warmup_steps",
+            "sample_every",
+            "snapshot_every",
+            "workers",
+            "gradient_clip",
+            "weight_decay",
+        ):
+            require(getattr(self, name) >= 0, f"training.{name}", "at least 0")
+        require(self.learning_rate > 0, "training.learning_rate", "above 0")
+        for name in ("ema", "beta1", "beta2"):
+            require(0 <= getattr(self, name) < 1, f"training.{name}", "in [0, 1)")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run depends on; written whole to its `config.json`."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    tokenizer: TexTokConfig = field(default_factory=TexTokConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+# The scale of a laptop: what departs from the paper, and nothing else.
+LAPTOP = {
+    "text": {"encoder": "minilm", "dtype": "float32", "cache": True},
+    "tokenizer": {
+        "image_size": 32,
+        "num_latent_tokens": 2,
+        "latent": "noisy",
+        "width": 128,
+        "encoder_layers": 4,
+        "decoder_layers": 4,
+        "heads": 4,
+        "text_dim": 384,
+        "max_text_tokens": 64,
+    },
+    "training": {
+        "steps": 1_000,
+        "batch_size": 64,
+        "learning_rate": 2e-3,
+        "warmup_steps": 100,
+        "beta1": 0.9,
+        "beta2": 0.99,
+        "weight_decay": 0.01,
+        "ema": 0.99,
+        "perceptual": "lpips-alex",
+        "log_every": 10,
+        "checkpoint_every": 200,
+        "sample_every": 250,
+        "snapshot_every": 250,
+    },
+}
+SMOKE = {
+    "data": {"scenes": 256, "objects": 16},
+    "training": {"steps": 12, "batch_size": 16, "warmup_steps": 2, "log_every": 1, "checkpoint_every": 4}
+    | {"sample_every": 6, "snapshot_every": 6},
+    "tokenizer": {"width": 32, "encoder_layers": 1, "decoder_layers": 1, "heads": 2},
+}
+
+
+def merge(base: dict, extra: dict) -> dict:
+    """`extra` over `base`, group by group; neither is changed."""
+    both = dict(base)
+    for key, value in extra.items():
+        both[key] = merge(both[key], value) if isinstance(value, dict) and isinstance(both.get(key), dict) else value
+    return both
+
+
+PRESETS = {"laptop": LAPTOP, "smoke": merge(LAPTOP, SMOKE)}
+
+
+def preset(name: str) -> Config:
+    """The named settings: `laptop` (minutes on two cores) or `smoke` (seconds, for tests)."""
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset {name!r}{nearest(name, PRESETS)}; presets: {', '.join(PRESETS)}")
+    return from_dict(Config, PRESETS[name])
+
+
+def load_config(preset_or_file: str, overrides: list[str] | None = None) -> Config:
+    """A preset's name or a YAML file (`preset: NAME` and any groups), then overrides like `training.steps=500`.
+
+    Raises ConfigError for anything unknown, of the wrong type, or impossible.
+    """
+    if Path(preset_or_file).suffix in (".yaml", ".yml", ".json"):
+        values = read_settings(Path(preset_or_file))
+        base = values.pop("preset", None)
+        if base is not None and base not in PRESETS:
+            raise ConfigError(f"{preset_or_file}: unknown preset {base!r}; presets: {', '.join(PRESETS)}")
+        values = merge(PRESETS[base] if base else {}, values)
+    elif preset_or_file in PRESETS:
+        values = PRESETS[preset_or_file]
+    else:
+        raise ConfigError(
+            f"{preset_or_file!r} is neither a preset ({', '.join(PRESETS)}) nor a .yaml file"
+            + nearest(preset_or_file, PRESETS)
+        )
+    return from_dict(Config, apply_overrides(values, overrides or []))
+
+
+def read_settings(path: Path) -> dict:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: holds no settings; write groups like `training:` with keys under them")
+    return values
+
+
+SHORT_FORMS = {"data": "data.source", "seed": "training.seed"}
+
+
+def apply_overrides(values: dict, overrides: list[str]) -> dict:
+    """`key=value` strings over nested settings. `data` and `seed` are short for data.source and training.seed."""
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{override!r} is not KEY=VALUE, as in training.steps=500")
+        path = SHORT_FORMS.get(key, key).split(".")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text  # a path or caption may be no YAML; its field's type decides
+        for part in reversed(path):
+            value = {part: value}
+        values = merge(values, value)
+    return values
+
+
+def from_dict(cls: type, values: dict, prefix: str = "") -> Any:
+    """A config dataclass from nested plain values; raises ConfigError on unknown keys and wrong types."""
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{prefix.rstrip('.') or 'config'} must be a group of settings, not {values!r}")
+    built = {}
+    for key, value in values.items():
+        if key not in fields:
+            raise ConfigError(f"unknown setting {prefix}{key}{nearest(key, fields, prefix)}")
+        kind = fields[key].type
+        nested = dataclasses.is_dataclass(kind)
+        built[key] = from_dict(kind, value, f"{prefix}{key}.") if nested else convert(kind, value, prefix + key)
+    return cls(**built)
+
+
+def convert(kind: Any, value: Any, key: str) -> Any:
+    """`value` as `kind`: int, float, bool, str or a Literal. Numbers are never rounded, truth never guessed."""
+    if get_origin(kind) is Literal:
+        if value in get_args(kind):
+            return value
+        raise ConfigError(
+            f"{key} must be one of {', '.join(get_args(kind))}, not {value!r}{nearest(value, get_args(kind))}"
+        )
+    if kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:  # YAML reads 1e-4 as a string
+            number = float(value)
+            if math.isfinite(number):
+                return number
+        except ValueError:
+            pass
+    if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    raise ConfigError(f"{key} must be {kind.__name__}, not {value!r}")
+
+
+def nearest(key: Any, valid: Any, prefix: str = "") -> str:
+    """'; did you mean X?' where something valid is close enough, also a key of another group."""
+    close = difflib.get_close_matches(str(key), list(valid), n=1)
+    if close:
+        return f"; did you mean {prefix}{close[0]}?"
+    if list(valid) != list(PRESETS):
+        dotted = [f"{g.name}.{f.name}" for g in dataclasses.fields(Config) for f in dataclasses.fields(g.type)]
+        close = [d for d in dotted if d.split(".")[1] == key] or difflib.get_close_matches(
+            prefix + str(key), dotted, n=1
+        )
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def require(condition: bool, key: str, wanted: str) -> None:
+    if not condition:
+        raise ConfigError(f"{key} must be {wanted}")
+
+
+def to_dict(config: Any) -> dict:
+    """Nested plain values, ready for JSON; `from_dict` reads them back."""
+    return dataclasses.asdict(config)
+
+
+def config_json(config: Any) -> str:
+    return json.dumps(to_dict(config), indent=2, sort_keys=True) + "\n"
+
+
+def standing(config: Config, key: str) -> str:
+    """How well the value of a dotted key is known: its field's standing, or 'kit' where the config departs."""
+    group, name = key.split(".")
+    meta = next(f for f in dataclasses.fields(type(getattr(config, group))) if f.name == name)
+    return meta.metadata["standing"] if getattr(getattr(config, group), name) == meta.default else "kit"

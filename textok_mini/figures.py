@@ -1,0 +1,137 @@
+"""The pictures that notebooks share: images with their captions beneath, strips to compare, curves with bands."""
+
+import os
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from einops import rearrange
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+# One colour an arm through the whole book, told apart also without colour vision (Okabe and Ito's palette).
+COLOURS = {"textok": "#0072B2", "twin": "#D55E00", "registers": "#009E73", "wrong caption": "#CC79A7"}
+
+
+def to_uint8(images: Tensor | np.ndarray) -> np.ndarray:
+    """(B, 3, H, W) in [-1, 1], or uint8 as it is, to (B, H, W, 3) uint8: clipped and rounded to nearest."""
+    images = images.detach().cpu().numpy() if isinstance(images, Tensor) else images
+    if images.dtype != np.uint8:
+        images = np.rint((images.clip(-1, 1) + 1) * 127.5).astype(np.uint8)
+    return rearrange(images, "b c h w -> b h w c")
+
+
+def save_image_grid(rows: Sequence[Tensor], path: Path, gap: int = 2) -> None:
+    """Rows of equally many images as one PNG, written beside and renamed."""
+    strips = [np.pad(to_uint8(row), ((0, 0), (gap, gap), (gap, gap), (0, 0)), constant_values=255) for row in rows]
+    grid = rearrange(np.stack(strips), "row b h w c -> (row h) (b w) c")
+    beside = path.with_suffix(".part")
+    Image.fromarray(grid).save(beside, format="PNG")
+    os.replace(beside, path)
+
+
+def show_images(
+    images: Tensor,
+    captions: Sequence[str] | None = None,
+    columns: int = 6,
+    width: float = 1.9,
+    lines: int = 5,
+) -> Figure:
+    """Images with their captions wrapped beneath them. A caption is text, never mathtext: `$` stays `$`."""
+    pictures = to_uint8(images)
+    rows = -(-len(pictures) // columns)
+    height = width * (1.0 + (0.11 * lines if captions is not None else 0.05))
+    figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for i, (axis, picture) in enumerate(zip(axes.flat, pictures, strict=False)):
+        axis.imshow(picture, interpolation="nearest")
+        if captions is not None:
+            wrapped = textwrap.shorten(captions[i], 24 * lines, placeholder=" …")
+            axis.text(
+                0.5, -0.04, textwrap.fill(wrapped, 24), transform=axis.transAxes, ha="center", va="top",
+                fontsize=7.5, parse_math=False,
+            )  # fmt: skip
+    figure.tight_layout(pad=0.4)
+    return figure
+
+
+def compare_images(
+    rows: Mapping[str, Tensor], captions: Sequence[str] | None = None, width: float = 1.35, lines: int = 5
+) -> Figure:
+    """Rows of images under one another, each row with its name at the left; captions, if any, under the last."""
+    count = len(next(iter(rows.values())))
+    extra = 0.14 * lines if captions is not None else 0
+    figure, axes = plt.subplots(
+        len(rows), count, figsize=(width * count + 0.9, width * (len(rows) + extra)), squeeze=False
+    )
+    for line, (name, images) in zip(axes, rows.items(), strict=True):
+        for axis, picture in zip(line, to_uint8(images), strict=True):
+            axis.imshow(picture, interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+        line[0].set_ylabel(textwrap.fill(name, 16), rotation=0, ha="right", va="center", fontsize=9)
+    if captions is not None:
+        for axis, caption in zip(axes[-1], captions, strict=True):
+            text = textwrap.fill(textwrap.shorten(caption, 20 * lines, placeholder=" …"), 20)
+            axis.set_xlabel(text, fontsize=6.5, parse_math=False)
+    figure.tight_layout(pad=0.3)
+    return figure
+
+
+def plot_curves(
+    axis: Axes, curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_label: str, y_label: str
+) -> Axes:
+    """Named (x, y) curves on one axis, an arm's colour by its name."""
+    for name, (x, y) in curves.items():
+        axis.plot(x, y, marker="o" if len(x) < 15 else None, ms=3, label=name, color=COLOURS.get(name))
+    axis.set(xlabel=x_label, ylabel=y_label)
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False)
+    return axis
+
+
+def plot_differences(axis: Axes, differences: Mapping[str, tuple[float, float, float]], label: str) -> Axes:
+    """Named differences as (mean, low, high): points with their intervals, zero marked."""
+    for i, (name, (mean, low, high)) in enumerate(differences.items()):
+        axis.errorbar(
+            mean,
+            -i,
+            xerr=[[mean - low], [high - mean]],
+            fmt="o",
+            capsize=3,
+            color=COLOURS.get(name, "#333333"),
+        )
+    axis.axvline(0, color="#888888", lw=0.8)
+    axis.set(yticks=[-i for i in range(len(differences))], yticklabels=list(differences), xlabel=label)
+    axis.grid(alpha=0.3, axis="x")
+    return axis
+
+
+def compare_metrics(
+    one: Mapping[str, np.ndarray], two: Mapping[str, np.ndarray], name_one: str, name_two: str
+) -> Figure:
+    """A panel a metric, a dot an image: `one` across, `two` up, the diagonal where they are equal."""
+    figure, axes = plt.subplots(1, len(one), figsize=(3.3 * len(one), 3.2))
+    for axis, metric in zip(axes, one, strict=True):
+        axis.scatter(one[metric], two[metric], s=4, alpha=0.35, color=COLOURS["textok"], edgecolors="none")
+        low = min(one[metric].min(), two[metric].min())
+        high = max(one[metric].max(), two[metric].max())
+        axis.plot([low, high], [low, high], color="#888888", lw=0.8)
+        axis.set(xlabel=name_one, ylabel=name_two, title=metric)
+    figure.tight_layout()
+    return figure
+
+
+def plot_learning(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    """PSNR and LPIPS of each arm by step (left) and by seconds of training (right)."""
+    figure, axes = plt.subplots(2, 2, figsize=(9, 5.2), sharey="row")
+    for line, (metric, label) in zip(axes, (("psnr", "PSNR, dB"), ("lpips", "LPIPS-VGG")), strict=True):
+        for axis, x in zip(line, ("step", "seconds"), strict=True):
+            plot_curves(axis, {arm: (curve[x], curve[metric]) for arm, curve in curves.items()}, x, label)
+    figure.tight_layout()
+    return figure

@@ -1,0 +1,193 @@
+"""Many runs, one table: arms x seeds, each trained once, with intervals over seeds.
+
+    python -m textok_mini.grid run reference/headline        # trains what is missing; start it twice for two cores
+    python -m textok_mini.grid report reference/headline     # prints the table, from the results alone
+    python -m textok_mini.grid readme                        # writes the tables into README.md
+
+A grid is a folder with a `grid.yaml`, written and committed before its runs:
+
+    preset: laptop
+    common: [data.world_seed=1]
+    seeds: [10, 11, 12]
+    arms: {textok: [], twin: [tokenizer.text_in=none]}
+    comparisons: {equal steps: [textok, twin]}
+
+Training happens under `runs/`; beside the grid.yaml stay the small results, a folder a run: config, logs, and
+`metrics.npz` with every image's figures. The unit of an interval is the training seed (Student's t).
+"""
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import yaml
+from filelock import FileLock, Timeout
+
+from textok_mini.comparison import evaluate
+from textok_mini.config import ConfigError, load_config
+from textok_mini.data import load_data
+from textok_mini.evaluation import Interval, seeds_interval
+from textok_mini.launch import read_log
+from textok_mini.paths import project_root
+from textok_mini.training import train
+
+KEYS = {"preset", "common", "seeds", "arms", "comparisons", "wrong"}
+KEPT = ("config.json", "log.jsonl", "timing.jsonl")
+
+
+def read_grid(folder: Path) -> dict:
+    """The grid.yaml of a folder. Raises ConfigError for a missing file or key, or an arm that does not exist."""
+    path = folder / "grid.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{path}: there is no such file")
+    grid = {"common": [], "wrong": []} | yaml.safe_load(path.read_text(encoding="utf-8"))
+    if set(grid) != KEYS:
+        raise ConfigError(f"{path}: wants the keys {', '.join(sorted(KEYS))}, has {', '.join(sorted(grid))}")
+    named = {arm for pair in grid["comparisons"].values() for arm in pair} | set(grid["wrong"])
+    if unknown := named - set(grid["arms"]):
+        raise ConfigError(f"{path}: no arm {', '.join(sorted(unknown))}; there are {', '.join(grid['arms'])}")
+    return grid
+
+
+def cells(grid: dict) -> Iterator[tuple[str, str, list[str]]]:
+    """(name, arm, overrides) of every run, seed by seed, so that an unfinished grid has whole seeds."""
+    for seed in grid["seeds"]:
+        for arm, overrides in grid["arms"].items():
+            yield f"{arm}-seed{seed}", arm, [*grid["common"], *overrides, f"seed={seed}"]
+
+
+def run(folder: Path) -> None:
+    """Train and measure every run that is not in `folder` yet and that no other process is at."""
+    grid = read_grid(folder)
+    work = project_root() / "runs" / "grids" / folder.name
+    for name, arm, overrides in cells(grid):
+        kept = folder / name
+        if (kept / "metrics.npz").exists():
+            continue
+        (work / name).mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(work / f"{name}.lock", timeout=0):
+                config = load_config(grid["preset"], overrides)
+                train(config, work / name)
+                keep(work / name, kept, measure(work / name, config, wrong=arm in grid["wrong"]))
+                print(f"{name}: done", flush=True)
+        except Timeout:
+            continue  # another process has it
+
+
+def measure(run_folder: Path, config, wrong: bool) -> dict[str, np.ndarray]:
+    """Every held-out image's metrics: `{"test/right/psnr": (2000,), ...}`, float32."""
+    metrics = {}
+    for split in ("test", "zero-shot"):
+        rows = load_data(config.data, split, config.tokenizer.image_size)
+        for condition, values in evaluate(run_folder, rows, wrong=wrong and split == "test").items():
+            metrics |= {f"{split}/{condition}/{name}": v.astype(np.float32) for name, v in values.items()}
+    return metrics
+
+
+def keep(run_folder: Path, kept: Path, metrics: dict[str, np.ndarray]) -> None:
+    """Copy the small results; metrics.npz, whose being there says "done", comes last and by renaming."""
+    kept.mkdir(parents=True, exist_ok=True)
+    for name in KEPT:
+        shutil.copyfile(run_folder / name, kept / name)
+    np.savez_compressed(kept / "metrics.part.npz", **metrics)
+    os.replace(kept / "metrics.part.npz", kept / "metrics.npz")
+
+
+def per_seed(folder: Path, grid: dict, arm: str, key: str) -> dict[int, float]:
+    """The mean over images of one metric, for every seed whose run is finished."""
+    means = {}
+    for seed in grid["seeds"]:
+        path = folder / f"{arm}-seed{seed}" / "metrics.npz"
+        if path.exists():
+            with np.load(path) as stored:
+                means[seed] = float(stored[key].astype(np.float64).mean())
+    return means
+
+
+def compare(folder: Path, one: str, two: str, key: str) -> tuple[Interval, float, float] | None:
+    """Difference of two arms (interval over the seeds that both have) and each arm's mean; None under two seeds."""
+    grid = read_grid(folder)
+    a, b = (per_seed(folder, grid, arm, key) for arm in (one, two))
+    both = sorted(a.keys() & b.keys())
+    if len(both) < 2:
+        return None
+    return (
+        seeds_interval([a[s] - b[s] for s in both]),
+        float(np.mean([a[s] for s in both])),
+        float(np.mean([b[s] for s in both])),
+    )
+
+
+def seconds(folder: Path, grid: dict, arm: str) -> float:
+    """Mean seconds of training of an arm's finished runs."""
+    logs = [read_log(folder / f"{arm}-seed{seed}", "timing.jsonl") for seed in grid["seeds"]]
+    return float(np.mean([log[-1]["seconds"] for log in logs if log]))
+
+
+def report(folder: Path) -> str:
+    """The grid's tables in Markdown: comparisons by split and metric, then what wrong captions cost."""
+    grid = read_grid(folder)
+    lines = ["| comparison | split | metric | first | second | difference, 95% over seeds | seconds |", "|" + "---|" * 7]
+    for label, (one, two) in grid["comparisons"].items():
+        for split in ("test", "zero-shot"):
+            for metric in ("psnr", "lpips"):
+                found = compare(folder, one, two, f"{split}/right/{metric}")
+                if found is None:
+                    continue
+                times = f"{seconds(folder, grid, one):.0f} / {seconds(folder, grid, two):.0f}"
+                row = [f"{label}: {one} - {two}", split, metric, f"{found[1]:.3f}", f"{found[2]:.3f}"]
+                lines.append("| " + " | ".join([*row, f"{found[0]:+.3f}", times]) + " |")
+    for arm in grid["wrong"]:
+        lines += ["", f"| {arm} told a wrong caption | PSNR, dB | LPIPS |", "|---|---|---|"]
+        for condition in conditions(folder, arm):
+            cost = {}
+            for metric in ("psnr", "lpips"):
+                right, wrong = (per_seed(folder, grid, arm, f"test/{c}/{metric}") for c in ("right", condition))
+                cost[metric] = seeds_interval([wrong[s] - right[s] for s in right]) if len(right) > 1 else "-"
+            lines.append(f"| {condition} | {cost['psnr']:+.3f} | {cost['lpips']:+.3f} |")
+    return "\n".join(lines)
+
+
+def conditions(folder: Path, arm: str) -> list[str]:
+    """The wrong-caption conditions that an arm was measured under."""
+    for path in sorted(folder.glob(f"{arm}-seed*/metrics.npz")):
+        with np.load(path) as stored:
+            return sorted({key.split("/")[1] for key in stored if "wrong" in key})
+    return []
+
+
+def write_readme(path: Path) -> None:
+    """Replace what stands between `<!-- grid: FOLDER -->` and `<!-- end -->` by that grid's report."""
+    text = path.read_text(encoding="utf-8")
+    pattern = re.compile(r"(<!-- grid: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+    new = pattern.sub(lambda m: f"{m[1]}{report(path.parent / m[2])}\n{m[3]}", text)
+    beside = path.with_suffix(".part")
+    beside.write_text(new, encoding="utf-8")
+    os.replace(beside, path)
+
+
+def main(arguments: list[str]) -> int:
+    try:
+        match arguments:
+            case ["run", folder]:
+                run(Path(folder))
+            case ["report", folder]:
+                print(report(Path(folder)))
+            case ["readme"]:
+                write_readme(project_root() / "README.md")
+            case _:
+                print(__doc__)
+                return 2
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

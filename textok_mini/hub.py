@@ -1,0 +1,51 @@
+"""Loading from the Hugging Face hub, with one clear line where there is no network.
+
+Left alone, the hub's client retries for half a minute and then prints a page (see transformers' OSError). Here
+what is on disk is taken from disk; if it is not there, one short question tells whether the hub can be reached.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import constants, get_session
+
+
+def hub_reachable(seconds: float = 5.0) -> bool:
+    """Whether the hub answers at all; asks once."""
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=seconds)
+        return True
+    except Exception:  # any failure of any HTTP client means the same here
+        return False
+
+
+def offline_error(name: str, what: str) -> OSError:
+    return OSError(
+        f"{what} {name!r} is not on this disk and {constants.ENDPOINT} cannot be reached: "
+        "name a local folder, or connect once so that it is downloaded"
+    )
+
+
+def from_hub(cls: Any, name: str, what: str, **kwargs: Any) -> Any:
+    """`cls.from_pretrained(name)`, from disk where possible. Raises OSError with one line that names `what`."""
+    looks_local = os.path.sep in name and (Path(name).is_absolute() or name.startswith("."))
+    if looks_local and not Path(name).exists():
+        raise OSError(f"{what} {name!r}: there is no such folder")
+    try:
+        return cls.from_pretrained(name, local_files_only=True, **kwargs)
+    except (OSError, ValueError) as error:
+        if Path(name).exists():
+            raise OSError(f"{what} {name!r} cannot be read: {first_line(error)}") from error
+    if not hub_reachable():
+        raise offline_error(name, what)
+    try:
+        return cls.from_pretrained(name, **kwargs)
+    except (OSError, ValueError) as error:
+        raise OSError(f"{what} {name!r} cannot be had from the hub: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

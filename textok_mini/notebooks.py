@@ -1,0 +1,91 @@
+"""Running a notebook from the command line: papermill, then a page that can be read without Jupyter.
+
+    python -m textok_mini.notebooks 00_quickstart                   # with notebooks/parameters/laptop.yaml
+    python -m textok_mini.notebooks 00_quickstart preset=smoke data=path/to/pictures seed=3
+
+The executed copy, its HTML page and what it writes go to `runs/NAME-PRESET/`, never into `notebooks/`.
+"""
+
+import json
+import re
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import papermill
+import yaml
+from nbconvert import HTMLExporter
+
+from textok_mini.config import ConfigError, nearest
+from textok_mini.paths import project_root
+
+
+def run_notebook(name: str, output_dir: Path, parameters: dict) -> Path:
+    """Execute `notebooks/NAME.ipynb` with these parameters into `output_dir`; returns the executed copy.
+
+    Raises ConfigError for a parameter that the notebook does not have (papermill would only warn), and papermill's
+    own error when a cell fails; the copy then holds the traceback."""
+    source = project_root() / "notebooks" / f"{name}.ipynb"
+    if not source.is_file():
+        there = sorted(p.stem for p in source.parent.glob("*.ipynb"))
+        raise ConfigError(f"no notebook {name!r}{nearest(name, there)}; there are: {', '.join(there)}")
+    known = papermill.inspect_notebook(str(source))
+    for key in parameters:
+        if key not in known:
+            raise ConfigError(f"{name} has no parameter {key!r}{nearest(key, known)}; it has: {', '.join(known)}")
+    output_dir.mkdir(parents=True, exist_ok=True)
+    executed = output_dir / f"{name}.ipynb"
+    papermill.execute_notebook(
+        str(source), str(executed), parameters=parameters, cwd=str(project_root()), kernel_name="python3"
+    )
+    return executed
+
+
+def to_html(executed: Path) -> Path:
+    """An executed notebook as one page that needs no network: its figures inside, no script from elsewhere."""
+    exporter = HTMLExporter(embed_images=True)
+    page, _ = exporter.from_notebook_node(nbformat.read(executed, as_version=4))
+    # nbconvert's template asks a CDN for MathJax, require.js and mermaid; these notebooks use none of them.
+    page = re.sub(r"<script[^>]*src=\"https?://[^>]*>\s*</script>", "", page)
+    page = re.sub(r"<script type=\"module\">.*?mermaid.*?</script>", "", page, flags=re.DOTALL)
+    html = executed.with_suffix(".html")
+    html.write_text(page, encoding="utf-8")
+    return html
+
+
+def main(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(__doc__)
+        return 0 if arguments else 2
+    name, *settings = arguments
+    given = dict(s.split("=", 1) for s in settings if "=" in s)
+    preset = given.get("preset", "laptop")
+    output_dir = Path(given.get("output_dir", project_root() / "runs" / f"{name.split('_', 1)[-1]}-{preset}"))
+    file = project_root() / "notebooks" / "parameters" / f"{preset}.yaml"
+    try:
+        if wrong := [s for s in settings if "=" not in s]:
+            raise ConfigError(f"{wrong[0]!r} is not KEY=VALUE, as in preset=smoke")
+        if not file.is_file():
+            presets = sorted(p.stem for p in file.parent.glob("*.yaml"))
+            raise ConfigError(f"no preset {preset!r}{nearest(preset, presets)}; there are: {', '.join(presets)}")
+        parameters = yaml.safe_load(file.read_text()) | {k: yaml.safe_load(v) for k, v in given.items()}
+        begun = time.perf_counter()
+        executed = run_notebook(name, output_dir, parameters | {"output_dir": str(output_dir)})
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except papermill.PapermillExecutionError as error:
+        copy = output_dir / f"{name}.ipynb"
+        print(f"error: {copy}: cell {error.cell_index} failed: {error.ename}: {error.evalue}", file=sys.stderr)
+        return 1
+    page = to_html(executed)
+    results = output_dir / "results.json"
+    for line in json.loads(results.read_text())["summary"] if results.is_file() else []:
+        print(line)
+    print(f"in {time.perf_counter() - begun:.0f} s: {executed} and {page}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

