@@ -124,7 +124,7 @@ def test_one_step_is_torchs_adamw(tmp_path, monkeypatch):
     latents = model.encode(images) + config.tokenizer.latent_noise * noise
     (model.decode(latents) - images).square().mean().backward()
     after = load_file(tmp_path / "model.safetensors")
-    # At the first step Adam's ratio m / sqrt(v) is the gradient's sign; the cosine ends at 0, so lr is 0 at step 1 of 1.
+    # The cosine ends at 0, which is where step 1 of 1 is; below, Adam's first m / sqrt(v) is the gradient's sign.
     assert learning_rate(1, config.training) == pytest.approx(0.0)
     assert all(torch.equal(after[n], before[n]) for n in before)
     twice = smoke(
@@ -143,7 +143,7 @@ def test_one_step_is_torchs_adamw(tmp_path, monkeypatch):
 def test_rows_come_in_epochs_and_ranks_share_the_global_batches():
     t = dataclasses.replace(TrainingConfig(), steps=10, batch_size=8, seed=3)
     whole = list(BatchOrder(35, t))
-    assert len(whole) == 10 and all(len(set(sum(whole[e : e + 4], []))) == 32 for e in (0, 4))
+    assert len(whole) == 10 and all(len({row for batch in whole[e : e + 4] for row in batch}) == 32 for e in (0, 4))
     assert list(BatchOrder(35, t, start=6)) == whole[6:]
     ranks = [list(BatchOrder(35, t, rank=r, world=2)) for r in (0, 1)]
     for step, batch in enumerate(whole):

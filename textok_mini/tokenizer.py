@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from textok_mini.config import TexTokConfig
 from textok_mini.text import TextTokens
-from textok_mini.vit import Transformer, init_weights, position_table
+from textok_mini.vit import Transformer, position_table
 
 
 class TexTok(nn.Module, PyTorchModelHubMixin, library_name="textok_mini", license="mit"):
@@ -46,14 +46,13 @@ class TexTok(nn.Module, PyTorchModelHubMixin, library_name="textok_mini", licens
         self.decoder_latent_positions = position_table(c.num_latent_tokens, c.width)
         self.decoder = Transformer(layers=c.decoder_layers, **shape)
         self.patch_out = nn.Linear(c.width, patch_values)
-        self.apply(init_weights)
 
         if c.text_in in ("both", "tokenizer"):
             self.encoder_text_in = nn.Linear(c.text_dim, c.width)
-            self.encoder_text_positions = nn.Parameter(float(__import__("os").environ.get("TSTD","1")) * position_table(c.max_text_tokens, c.width).data)
+            self.encoder_text_positions = position_table(c.max_text_tokens, c.width)
         if c.text_in in ("both", "detokenizer"):
             self.decoder_text_in = nn.Linear(c.text_dim, c.width)
-            self.decoder_text_positions = nn.Parameter(float(__import__("os").environ.get("TSTD","1")) * position_table(c.max_text_tokens, c.width).data)
+            self.decoder_text_positions = position_table(c.max_text_tokens, c.width)
         if c.num_registers:
             self.encoder_registers = position_table(c.num_registers, c.width)
             self.decoder_registers = position_table(c.num_registers, c.width)

@@ -3,14 +3,13 @@
     train(load_config("laptop"), "runs/textok")
 
 A run is its folder: `config.json` (the whole config; `TexTok.from_pretrained` reads it too), `log.jsonl` (losses, no
-times, so that two runs can be compared byte by byte), `timing.jsonl`, `samples/`, `snapshots/` (EMA weights on the way),
-`checkpoint/` (the last two states), and, written last, `model.safetensors` (EMA weights).
+times, so that two runs can be compared byte by byte), `timing.jsonl`, `samples/`, `snapshots/` (EMA weights on the
+way), `checkpoint/` (the last two states), and, written last, `model.safetensors` (EMA weights).
 
 Exact resume rests on one rule: nothing random has a state. The order of rows follows from (seed, epoch), the
 noise of a step from (seed, step), so a checkpoint is weights, optimiser, step and how long the log was.
 """
 
-import dataclasses
 import json
 import math
 import os
@@ -29,7 +28,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from textok_mini.config import Config, TrainingConfig, config_json
+from textok_mini.config import Config, TrainingConfig, config_json, to_dict
 from textok_mini.data import as_batch, load_data
 from textok_mini.device import tune_cpu
 from textok_mini.figures import save_image_grid
@@ -51,11 +50,12 @@ def train(config: Config, output_dir: str | Path) -> Path:
     output_dir, t, c = Path(output_dir), config.training, config.tokenizer
     tune_cpu(c.num_patches + c.num_latent_tokens + c.max_text_tokens)
     accelerator = Accelerator(mixed_precision=precision(t.precision), cpu=not torch.accelerator.is_available())
-    claim_folder(config, output_dir, accelerator)
+    check_folder(config, output_dir)
     finished = output_dir / "model.safetensors"
     if finished.exists():
         accelerator.print(f"{output_dir}: finished, nothing to do")
         return finished
+    output_dir.mkdir(parents=True, exist_ok=True)
     lock = FileLock(output_dir / ".lock")
     if accelerator.is_main_process:
         try:
@@ -69,9 +69,12 @@ def train(config: Config, output_dir: str | Path) -> Path:
     world, rank = accelerator.num_processes, accelerator.process_index
     if t.batch_size % world or t.batch_size > len(rows):
         raise TrainingError(
-            f"training.batch_size={t.batch_size} must be divisible by {world} processes and at most the {len(rows)} rows"
+            f"training.batch_size={t.batch_size} must be divisible by the {world} processes "
+            f"and at most {len(rows)}, the number of rows"
         )
 
+    if accelerator.is_main_process:  # only now: a run that never began must not keep the folder to itself
+        write_text(output_dir / "config.json", config_json(config))
     torch.manual_seed(t.seed)
     model = TexTok(config.tokenizer).to(accelerator.device)
     ema = AveragedModel(model, multi_avg_fn=warmed_up_ema(t.ema))
@@ -90,7 +93,7 @@ def train(config: Config, output_dir: str | Path) -> Path:
         num_workers=t.workers,
         pin_memory=accelerator.device.type == "cuda",
     )
-    bar = tqdm(total=t.steps, initial=start, desc=output_dir.name, unit="step", disable=not run.main, mininterval=1)
+    bar = tqdm(total=t.steps, initial=start, desc=output_dir.name, unit="step", disable=not run.main, mininterval=2)
     for step, batch in enumerate(batches, start + 1):
         images = to_float(batch["image"].to(accelerator.device))
         tokens = text(batch["caption"]).to(accelerator.device) if text else None
@@ -222,26 +225,25 @@ class Samples:
         save_image_grid([self.images, model(self.images, self.text)], path)
 
 
-def claim_folder(config: Config, folder: Path, accelerator: Accelerator) -> None:
-    """Write `config.json`, or check that the one that is there is ours. Raises TrainingError if it is not."""
-    path, text = folder / "config.json", config_json(config)
-    if accelerator.is_main_process and not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(f".{os.getpid()}.part")
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
-    accelerator.wait_for_everyone()
-    there, ours = json.loads(path.read_text(encoding="utf-8")), json.loads(text)
-    differ = [
-        f"{group}.{name}"
-        for group in ours
-        for name in ours[group]
-        if there.get(group, {}).get(name) != ours[group][name]
-    ]
+def check_folder(config: Config, folder: Path) -> None:
+    """Raises TrainingError if `folder` holds a run of another config, naming the settings that differ."""
+    path = folder / "config.json"
+    if not path.exists():
+        return
+    there, ours = json.loads(path.read_text(encoding="utf-8")), to_dict(config)
+    settings = [(group, name) for group in ours for name in ours[group]]
+    differ = [f"{g}.{n}" for g, n in settings if there.get(g, {}).get(n) != ours[g][n]]
     if differ:
         raise TrainingError(
             f"{path}: another run's config, it differs in {', '.join(differ)}; choose another output_dir"
         )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Written beside and renamed."""
+    beside = path.with_suffix(".part")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
 
 
 def text_encoder(config: Config, captions: list[str], device: torch.device) -> Any:
@@ -252,7 +254,8 @@ def text_encoder(config: Config, captions: list[str], device: torch.device) -> A
     encoder = FrozenTextEncoder(config.text.encoder, c.max_text_tokens, getattr(torch, config.text.dtype), device)
     if encoder.width != c.text_dim:
         raise TrainingError(
-            f"tokenizer.text_dim={c.text_dim}, but {config.text.encoder} gives {encoder.width}: set tokenizer.text_dim={encoder.width}"
+            f"tokenizer.text_dim={c.text_dim}, but {config.text.encoder} gives {encoder.width}: "
+            f"set tokenizer.text_dim={encoder.width}"
         )
     return CachedText(encoder, captions) if config.text.cache else encoder
 
@@ -316,8 +319,3 @@ def save_weights(model: nn.Module, path: Path) -> None:
 def append(path: Path, line: dict[str, Any]) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
-
-
-def config_with(config: Config, **groups: dict[str, Any]) -> Config:
-    """The same config with some values replaced: `config_with(c, tokenizer={"text_in": "none"})`."""
-    return dataclasses.replace(config, **{g: dataclasses.replace(getattr(config, g), **v) for g, v in groups.items()})

@@ -45,6 +45,17 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, mlp_ratio * width), nn.GELU(), nn.Linear(mlp_ratio * width, width))
 
+    def initialise(self, residual_scale: float) -> None:
+        """Xavier-uniform matrices and zero biases (MAE's); what a branch adds to `x` starts scaled down."""
+        query, key, value = self.attention.qkv.weight.chunk(3)  # three matrices in one, each with its own bound
+        for weight in (query, key, value, self.attention.out.weight, self.mlp[0].weight, self.mlp[2].weight):
+            nn.init.xavier_uniform_(weight)
+        for linear in (self.attention.qkv, self.attention.out, self.mlp[0], self.mlp[2]):
+            nn.init.zeros_(linear.bias)
+        with torch.no_grad():
+            self.attention.out.weight.mul_(residual_scale)
+            self.mlp[2].weight.mul_(residual_scale)
+
     def forward(self, x: Tensor, mask: Tensor | None = None, keep: int | None = None) -> Tensor:
         x = x[:, :keep] + self.attention(self.norm1(x), mask, keep)
         return x + self.mlp(self.norm2(x))
@@ -63,6 +74,8 @@ class Transformer(nn.Module):
             raise ValueError(f"heads={heads} must divide width={width}")
         self.blocks = nn.ModuleList(Block(width=width, heads=heads, mlp_ratio=mlp_ratio) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
+        for block in self.blocks:
+            block.initialise(residual_scale=(2 * layers) ** -0.5)  # GPT-2's: the stack starts near the identity
 
     def forward(self, x: Tensor, mask: Tensor | None = None, keep: int | None = None) -> Tensor:
         for block in self.blocks[:-1]:
@@ -70,24 +83,9 @@ class Transformer(nn.Module):
         return self.norm(self.blocks[-1](x, mask, keep))
 
 
-def init_weights(module: nn.Module) -> None:
-    """Xavier-uniform matrices and zero biases (timm's and MAE's choice for ViT), for `module.apply`.
-
-    qkv is three matrices in one, so each third gets its own bound."""
-    if isinstance(module, Attention):
-        for third in module.qkv.weight.chunk(3):
-            nn.init.xavier_uniform_(third)
-        nn.init.zeros_(module.qkv.bias)
-        nn.init.xavier_uniform_(module.out.weight)
-        module.out.weight.data *= float(__import__("os").environ.get("RES", "1"))
-        nn.init.zeros_(module.out.bias)
-    elif isinstance(module, Block):
-        for linear in (module.mlp[0], module.mlp[2]):
-            nn.init.xavier_uniform_(linear.weight)
-            nn.init.zeros_(linear.bias)
-        module.mlp[2].weight.data *= float(__import__("os").environ.get("RES", "1"))
-
-
 def position_table(tokens: int, width: int) -> nn.Parameter:
-    """Learned tokens or positions, (tokens, width), deviation 0.02 as in ViT and MAE."""
-    return nn.Parameter(float(__import__("os").environ.get("PSTD", "0.02")) * torch.randn(tokens, width))
+    """Learned tokens or positions, (tokens, width), deviation 0.2.
+
+    ViT's 0.02 leaves tokens that nothing else tells apart (the detokenizer's patches) nearly alike, and a small
+    model without text then draws the average picture for a thousand steps (measured; so does a larger residual)."""
+    return nn.Parameter(0.2 * torch.randn(tokens, width))

