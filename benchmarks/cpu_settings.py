@@ -1,6 +1,6 @@
 """What `tune_cpu` gives: a training step of the laptop preset with it and without, each in its own process.
 
-    python benchmarks/cpu_settings.py
+python benchmarks/cpu_settings.py
 """
 
 import multiprocessing

@@ -1,6 +1,6 @@
 """What padding costs: a training step with captions of 20 tokens in 128 slots against the same in 20 slots.
 
-    python benchmarks/text_padding.py
+python benchmarks/text_padding.py
 """
 
 import dataclasses

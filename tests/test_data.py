@@ -55,9 +55,7 @@ def folder(path, count: int = 12, **columns):
 
 def edit(metadata, line: int, **changes):
     lines = metadata.read_text().splitlines()
-    lines[line - 1] = json.dumps(
-        {k: v for k, v in (json.loads(lines[line - 1]) | changes).items() if v != "DROP"}
-    )
+    lines[line - 1] = json.dumps({k: v for k, v in (json.loads(lines[line - 1]) | changes).items() if v != "DROP"})
     metadata.write_text("\n".join(lines) + "\n")
 
 
@@ -157,9 +155,7 @@ def test_a_killed_preparation_leaves_nothing_half_made(home):
     process.stdout.close()
     assert list(home.rglob("train.part")) and not list(home.rglob("train.arrow"))
     rows = load_data(DataConfig(scenes=1_500, objects=16), "train", 32)
-    assert len(rows) == 1_500 and np.array_equal(
-        rows[1_499]["image"].permute(1, 2, 0), render(rows.scene(1_499), 32)
-    )
+    assert len(rows) == 1_500 and np.array_equal(rows[1_499]["image"].permute(1, 2, 0), render(rows.scene(1_499), 32))
     assert not list(home.rglob("*.part"))
 
 
@@ -171,9 +167,7 @@ def test_two_processes_prepare_once_and_agree():
 
 def test_single_pictures_are_split_by_base(monkeypatch):
     every = drawings()
-    few = {
-        key: d for key, d in every.items() if "astronaut" in d.name or "apple" in d.name or "hand" in d.name
-    }
+    few = {key: d for key, d in every.items() if "astronaut" in d.name or "apple" in d.name or "hand" in d.name}
     monkeypatch.setattr(data, "drawings", lambda: few)
     splits = {split: load_data("openmoji", split, 32) for split in ("train", "test")}
     bases = {split: {every[key].base for key in rows.ids} for split, rows in splits.items()}
@@ -397,9 +391,7 @@ def test_the_verdict_is_kept_until_something_changes(tmp_path, monkeypatch):
     metadata = folder(tmp_path / "own")
     checked = []
     real = own_data.problem_of
-    monkeypatch.setattr(
-        own_data, "problem_of", lambda row, image_size: checked.append(1) or real(row, image_size)
-    )
+    monkeypatch.setattr(own_data, "problem_of", lambda row, image_size: checked.append(1) or real(row, image_size))
     load_data(str(tmp_path / "own"), "train", 32)
     assert len(checked) == 12
     load_data(str(tmp_path / "own"), "train", 32)

@@ -53,9 +53,7 @@ def test_scenes_use_one_drawing_a_base_and_no_variant():
     assert {d.category for d in chosen} == set(CATEGORIES)
     for drawing in chosen:
         assert "skin tone" not in drawing.name
-        assert not re.search(
-            r"\b(left|right|up|down|clockwise|arrow|button|o.clock|large|small)\b", drawing.name
-        )
+        assert not re.search(r"\b(left|right|up|down|clockwise|arrow|button|o.clock|large|small)\b", drawing.name)
 
 
 def test_all_variants_of_a_motif_share_a_base():
@@ -84,9 +82,7 @@ SEEN_AS = {
 
 @pytest.mark.parametrize("colour", SEEN_AS)
 def test_colours_are_what_people_say(colour):
-    assert {name: colours(KEYS[name])[0] for name in SEEN_AS[colour]} == dict.fromkeys(
-        SEEN_AS[colour], colour
-    )
+    assert {name: colours(KEYS[name])[0] for name in SEEN_AS[colour]} == dict.fromkeys(SEEN_AS[colour], colour)
 
 
 def test_what_is_written_is_never_mirrored():
@@ -185,9 +181,7 @@ def test_another_process_draws_the_same_scenes():
     for hash_seed in ("0", "1"):
         environment = os.environ | {"PYTHONHASHSEED": hash_seed}
         command = [sys.executable, "-c", FINGERPRINT]
-        digests.add(
-            subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-        )
+        digests.add(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
     assert len(digests) == 1
 
 
@@ -213,10 +207,7 @@ def test_no_test_scene_is_in_training_even_in_a_tiny_world():
     train = {caption(scene) for scene in some("train", 3_000, **settings)}
     test = {caption(scene) for scene in some("test", 500, **settings)}
     assert train.isdisjoint(test) and len(train) > 1_000
-    objects = [
-        {o.key for scene in some(split, 500, **settings) for o in scene.objects}
-        for split in ("train", "test")
-    ]
+    objects = [{o.key for scene in some(split, 500, **settings) for o in scene.objects} for split in ("train", "test")]
     assert objects[0] == objects[1]
 
 
@@ -224,9 +215,7 @@ def test_numbers_of_objects_follow_the_settings():
     assert {len(scene.objects) for scene in some(count=100)} == {2, 3}
     assert {len(scene.objects) for scene in some(count=200, min_objects=1, max_objects=4)} == {1, 2, 3, 4}
     for scene in some(count=100, max_objects=4):
-        assert (
-            len({o.cell for o in scene.objects}) == len({o.key for o in scene.objects}) == len(scene.objects)
-        )
+        assert len({o.cell for o in scene.objects}) == len({o.key for o in scene.objects}) == len(scene.objects)
 
 
 @pytest.mark.parametrize(
@@ -262,9 +251,7 @@ def test_the_largest_object_is_named_first_and_gives_the_label():
 
 
 def test_long_captions_add_size_and_colour():
-    scene = Scene(
-        one("red apple", scale=0.6).objects + one("elephant", 3, scale=0.43).objects, "sky blue", (0, 0, 0)
-    )
+    scene = Scene(one("red apple", scale=0.6).objects + one("elephant", 3, scale=0.43).objects, "sky blue", (0, 0, 0))
     assert caption(scene, "short") == "a red apple"
     assert caption(scene) == "a red apple top left and an elephant bottom right on a sky blue background"
     assert caption(scene, "long") == (
@@ -301,19 +288,14 @@ def test_wrong_changes_one_thing_in_caption_and_picture(change):
             assert first == replace(was, key=first.key, mirrored=first.mirrored)
             assert first.key in {d.key for d in pool} - {o.key for o in scene.objects}
         elif change == "place":
-            assert [replace(o, cell=0) for o in changed.objects] == [
-                replace(o, cell=0) for o in scene.objects
-            ]
+            assert [replace(o, cell=0) for o in changed.objects] == [replace(o, cell=0) for o in scene.objects]
             moved = [a.cell != b.cell for a, b in zip(changed.objects, scene.objects, strict=True)]
             assert sum(moved) in (1, 2) and len({o.cell for o in changed.objects}) == len(scene.objects)
             untouched = {o.cell for o, m in zip(scene.objects, moved, strict=True) if not m}
             assert changed.rgb == scene.rgb and untouched <= {o.cell for o in changed.objects}
         else:
             assert changed.objects == scene.objects and changed.background != scene.background
-            assert (
-                np.abs(np.subtract(changed.rgb, BACKGROUNDS[changed.background])).max()
-                <= scenes.BACKGROUND_JITTER
-            )
+            assert np.abs(np.subtract(changed.rgb, BACKGROUNDS[changed.background])).max() <= scenes.BACKGROUND_JITTER
 
 
 def test_another_object_changes_its_own_cell_only():
@@ -330,9 +312,7 @@ def test_moved_and_swapped_objects_change_the_right_cells():
     for seed in range(12):
         changed = wrong(scene, "place", np.random.default_rng(seed), ())
         touched = {o.cell for o in scene.objects} ^ {o.cell for o in changed.objects} or {0, 3}
-        differs = {
-            c for c in range(4) if not np.array_equal(cell_of(before, c), cell_of(render(changed, 64), c))
-        }
+        differs = {c for c in range(4) if not np.array_equal(cell_of(before, c), cell_of(render(changed, 64), c))}
         assert differs == touched
 
 

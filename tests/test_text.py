@@ -1,5 +1,3 @@
-import os
-
 import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer, T5Config, T5EncoderModel, T5Tokenizer

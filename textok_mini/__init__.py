@@ -1,6 +1,6 @@
 """textok_mini: TexTok, "Language-Guided Image Tokenization for Generation" (CVPR 2025), to learn, check and rerun.
 
-    from textok_mini import TexTok, preset, load_data
+from textok_mini import TexTok, preset, load_data
 """
 
 import importlib

@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -163,14 +164,7 @@ class TrainingConfig:
     def __post_init__(self):
         for name in ("steps", "batch_size", "log_every", "checkpoint_every"):
             require(getattr(self, name) > 0, f"training.{name}", "at least 1")
-        for name in (
-            "warmup_steps",
-            "sample_every",
-            "snapshot_every",
-            "workers",
-            "gradient_clip",
-            "weight_decay",
-        ):
+        for name in ("warmup_steps", "sample_every", "snapshot_every", "workers", "gradient_clip", "weight_decay"):
             require(getattr(self, name) >= 0, f"training.{name}", "at least 0")
         require(self.learning_rate > 0, "training.learning_rate", "above 0")
         for name in ("ema", "beta1", "beta2"):
@@ -187,44 +181,6 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
 
-# The scale of a laptop: what departs from the paper, and nothing else.
-LAPTOP = {
-    "text": {"encoder": "minilm", "dtype": "float32", "cache": True},
-    "tokenizer": {
-        "image_size": 32,
-        "num_latent_tokens": 2,
-        "latent": "noisy",
-        "width": 128,
-        "encoder_layers": 4,
-        "decoder_layers": 4,
-        "heads": 4,
-        "text_dim": 384,
-        "max_text_tokens": 64,
-    },
-    "training": {
-        "steps": 1_000,
-        "batch_size": 64,
-        "learning_rate": 2e-3,
-        "warmup_steps": 100,
-        "beta1": 0.9,
-        "beta2": 0.99,
-        "weight_decay": 0.01,
-        "ema": 0.99,
-        "perceptual": "lpips-alex",
-        "log_every": 10,
-        "checkpoint_every": 250,
-        "sample_every": 250,
-        "snapshot_every": 250,
-    },
-}
-SMOKE = {
-    "data": {"scenes": 256, "objects": 16},
-    "training": {"steps": 12, "batch_size": 16, "warmup_steps": 2, "log_every": 1, "checkpoint_every": 4}
-    | {"sample_every": 6, "snapshot_every": 6},
-    "tokenizer": {"width": 32, "encoder_layers": 1, "decoder_layers": 1, "heads": 2},
-}
-
-
 def merge(base: dict, extra: dict) -> dict:
     """`extra` over `base`, group by group; neither is changed."""
     both = dict(base)
@@ -233,38 +189,32 @@ def merge(base: dict, extra: dict) -> dict:
     return both
 
 
-PRESETS = {"laptop": LAPTOP, "smoke": merge(LAPTOP, SMOKE)}
+PRESETS = {path.stem: path for path in sorted((Path(__file__).parent / "presets").glob("*.yaml"))}
 
 
 def preset(name: str) -> Config:
-    """The named settings: `laptop` (minutes on two cores) or `smoke` (seconds, for tests)."""
-    if name not in PRESETS:
-        raise ConfigError(f"unknown preset {name!r}{nearest(name, PRESETS)}; presets: {', '.join(PRESETS)}")
-    return from_dict(Config, PRESETS[name])
+    """The settings of `presets/NAME.yaml`: `laptop` (minutes on two cores) or `smoke` (seconds, for tests)."""
+    return from_dict(Config, read_settings(preset_file(name)))
 
 
-def load_config(preset_or_file: str, overrides: list[str] | None = None) -> Config:
+def load_config(preset_or_file: str, overrides: Sequence[str] = ()) -> Config:
     """A preset's name or a YAML file (`preset: NAME` and any groups), then overrides like `training.steps=500`.
 
-    Raises ConfigError for anything unknown, of the wrong type, or impossible.
-    """
-    if Path(preset_or_file).suffix in (".yaml", ".yml", ".json"):
-        values = read_settings(Path(preset_or_file))
-        base = values.pop("preset", None)
-        if base is not None and base not in PRESETS:
-            raise ConfigError(f"{preset_or_file}: unknown preset {base!r}; presets: {', '.join(PRESETS)}")
-        values = merge(PRESETS[base] if base else {}, values)
-    elif preset_or_file in PRESETS:
-        values = PRESETS[preset_or_file]
-    else:
-        raise ConfigError(
-            f"{preset_or_file!r} is neither a preset ({', '.join(PRESETS)}) nor a .yaml file"
-            + nearest(preset_or_file, PRESETS)
-        )
-    return from_dict(Config, apply_overrides(values, overrides or []))
+    Raises ConfigError for anything unknown, of the wrong type, or impossible."""
+    path = Path(preset_or_file)
+    path = path if path.suffix in (".yaml", ".yml", ".json") else preset_file(preset_or_file)
+    return from_dict(Config, apply_overrides(read_settings(path), overrides))
+
+
+def preset_file(name: str) -> Path:
+    if name not in PRESETS:
+        close = nearest(name, PRESETS)
+        raise ConfigError(f"{name!r} is neither a preset ({', '.join(PRESETS)}) nor a .yaml file{close}")
+    return PRESETS[name]
 
 
 def read_settings(path: Path) -> dict:
+    """A YAML file's settings, over those of the preset that it names."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -273,13 +223,14 @@ def read_settings(path: Path) -> dict:
         raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: holds no settings; write groups like `training:` with keys under them")
-    return values
+    base = values.pop("preset", None)
+    return merge(read_settings(preset_file(base)), values) if base is not None else values
 
 
 SHORT_FORMS = {"data": "data.source", "seed": "training.seed"}
 
 
-def apply_overrides(values: dict, overrides: list[str]) -> dict:
+def apply_overrides(values: dict, overrides: Sequence[str]) -> dict:
     """`key=value` strings over nested settings. `data` and `seed` are short for data.source and training.seed."""
     for override in overrides:
         key, equals, text = override.partition("=")

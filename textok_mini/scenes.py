@@ -21,20 +21,11 @@ CHANGES = ("object", "place", "background")
 CELLS = ("top left", "top right", "bottom left", "bottom right")
 
 # Soft, so that the drawings stand out, and so far apart that the jitter cannot turn one into another.
-BACKGROUNDS = {
-    "white": (249, 249, 249),
-    "gray": (181, 183, 188),
-    "beige": (236, 217, 182),
-    "yellow": (250, 236, 140),
-    "orange": (248, 182, 108),
-    "red": (230, 126, 120),
-    "pink": (249, 190, 214),
-    "purple": (190, 160, 226),
-    "blue": (122, 160, 232),
-    "sky blue": (178, 222, 248),
-    "turquoise": (112, 208, 200),
-    "green": (148, 204, 128),
-}
+BACKGROUNDS = (
+    {"white": (249, 249, 249), "gray": (181, 183, 188), "beige": (236, 217, 182), "yellow": (250, 236, 140)}
+    | {"orange": (248, 182, 108), "red": (230, 126, 120), "pink": (249, 190, 214), "purple": (190, 160, 226)}
+    | {"blue": (122, 160, 232), "sky blue": (178, 222, 248), "turquoise": (112, 208, 200), "green": (148, 204, 128)}
+)
 BACKGROUND_JITTER = 6  # to either side, in each of red, green and blue
 
 # In picture widths. A drawing fills about four fifths of its own square, the largest half of the picture.
