@@ -96,6 +96,17 @@ def test_batches_are_one_dict_in_the_order_asked_for():
         rows[60]
 
 
+def test_the_first_rows_are_a_split_of_their_own():
+    rows = load_data(SMALL, "test", 32)
+    few = rows.first(3)
+    assert len(few) == 3 and len(rows) == 40 and few.ids == rows.ids[:3] and few.captions == rows.captions[:3]
+    assert torch.equal(few.labels, rows.labels[:3]) and torch.equal(few[-1]["image"], rows[2]["image"])
+    assert few.scene(2) == rows.scene(2) and few.world == rows.world and few.split == "test"
+    assert len(rows.first(1_000)) == 40
+    with pytest.raises(IndexError):
+        few[3]
+
+
 def test_the_same_scenes_at_every_size_and_caption_level(home):
     rows = {size: load_data(SMALL, "test", size) for size in (16, 32)}
     assert rows[16].captions == rows[32].captions and rows[16].scene(3) == rows[32].scene(3)

@@ -84,7 +84,7 @@ def test_a_finished_run_is_left_alone_and_another_config_is_refused(tmp_path):
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*") if p.is_file()}
     train(smoke(), tmp_path / "run")
     assert stamps == {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*") if p.is_file()}
-    with pytest.raises(TrainingError, match=r"differs in training\.learning_rate, training\.seed"):
+    with pytest.raises(TrainingError, match=r"differs in training\.seed, training\.learning_rate"):
         train(smoke("seed=1", "training.learning_rate=1e-4"), tmp_path / "run")
     written = {p.name for p in (tmp_path / "run").iterdir()} - {".lock"}
     assert written == {

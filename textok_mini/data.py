@@ -39,6 +39,7 @@ from textok_mini.scenes import LEVELS, SPLITS, Scene, World, caption, class_labe
 GENERATOR = 1  # raise it whenever a prepared picture or caption would change: prepared data is kept by it
 HELD_OUT_SCENES = 2_000  # of the test split, and of the zero-shot split
 MADE = {"openmoji-scenes": SPLITS, "openmoji": ("train", "test")}
+USAGE = "usage: python -m textok_mini.data prepare data=SOURCE image_size=32 [data.KEY=VALUE ...]"
 CAPTION_COLUMN = {"short": "caption_short", "normal": "caption", "long": "caption_long"}
 FEATURES = datasets.Features(
     {"image": datasets.Value("binary")}
@@ -185,9 +186,8 @@ def prepare(config: DataConfig, image_size: int, splits: Iterable[str] | None = 
     The folder's name depends on everything that pictures and captions depend on. A file is written beside
     and renamed, so what is there is whole; the lock makes a second process wait instead of working too."""
     settings = dict(source=config.source, image_size=image_size, generator=GENERATOR, drawings=ATTRIBUTION)
-    rows_of = picture_rows
-    if config.source == "openmoji-scenes":
-        rows_of = scene_rows
+    rows_of = scene_rows if config.source == "openmoji-scenes" else picture_rows
+    if rows_of is scene_rows:
         settings |= dataclasses.asdict(world_of(config)) | {"scenes": config.scenes}
     folder, schema = data_dir() / f"{config.source}-{image_size}px-{digest(settings)}", FEATURES.arrow_schema
     for split in splits or MADE[config.source]:
@@ -207,9 +207,6 @@ def prepare(config: DataConfig, image_size: int, splits: Iterable[str] | None = 
                     stream.write_batch(pa.RecordBatch.from_pylist(batch, schema))
             os.replace(unfinished, file)
     return folder
-
-
-USAGE = "usage: python -m textok_mini.data prepare data=SOURCE image_size=32 [data.KEY=VALUE ...]"
 
 
 def main() -> None:

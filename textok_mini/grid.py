@@ -29,11 +29,11 @@ from filelock import FileLock, Timeout
 
 from textok_mini.comparison import evaluate
 from textok_mini.config import ConfigError, load_config
-from textok_mini.data import load_data
+from textok_mini.data import DataError, load_data
 from textok_mini.evaluation import Interval, seeds_interval
 from textok_mini.launch import read_log
 from textok_mini.paths import project_root
-from textok_mini.training import train
+from textok_mini.training import TrainingError, train
 
 KEYS = {"preset", "common", "seeds", "arms", "comparisons", "lasting", "wrong"}
 KEPT = ("config.json", "log.jsonl", "timing.jsonl")
@@ -42,14 +42,18 @@ KEPT = ("config.json", "log.jsonl", "timing.jsonl")
 def read_grid(folder: Path) -> dict:
     """The grid.yaml of a folder. Raises ConfigError for a missing file or key, or an arm that does not exist."""
     path = folder / "grid.yaml"
-    if not path.is_file():
-        raise ConfigError(f"{path}: there is no such file")
-    grid = {"common": [], "wrong": [], "lasting": None} | yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
+    grid = {"common": [], "wrong": [], "lasting": {}} | (found if isinstance(found, dict) else {})
     if set(grid) != KEYS:
         raise ConfigError(f"{path}: wants the keys {', '.join(sorted(KEYS))}, has {', '.join(sorted(grid))}")
     named = {arm for pair in grid["comparisons"].values() for arm in pair} | set(grid["wrong"])
     if unknown := named - set(grid["arms"]):
         raise ConfigError(f"{path}: no arm {', '.join(sorted(unknown))}; there are {', '.join(grid['arms'])}")
+    if unknown := {label for key, label in grid["lasting"].items() if key != "margin"} - set(grid["comparisons"]):
+        raise ConfigError(f"{path}: lasting: no comparison {', '.join(sorted(unknown))}")
     return grid
 
 
@@ -148,21 +152,19 @@ def report(folder: Path) -> str:
     for arm in grid["wrong"]:
         lines += ["", f"| {arm} told a wrong caption | PSNR, dB | LPIPS |", "|---|---|---|"]
         for condition in conditions(folder, arm):
-            cost = {}
+            cost = []
             for metric in ("psnr", "lpips"):
                 right, wrong = (per_seed(folder, grid, arm, f"test/{c}/{metric}") for c in ("right", condition))
-                cost[metric] = seeds_interval([wrong[s] - right[s] for s in right]) if len(right) > 1 else "-"
-            lines.append(f"| {condition} | {cost['psnr']:+.3f} | {cost['lpips']:+.3f} |")
+                cost.append(f"{seeds_interval([wrong[s] - right[s] for s in right]):+.3f}" if len(right) > 1 else "-")
+            lines.append("| " + " | ".join([condition, *cost]) + " |")
     return "\n".join(lines)
 
 
 def lasting(folder: Path, grid: dict) -> list[str]:
     """Does the lead last? For each split and metric, `long lead - (1 - margin) x short lead` a seed, counted so that
     more is better: *holds* if its interval lies above zero, *does not hold* if below, else *inconclusive*."""
-    rule, lines = (
-        grid["lasting"],
-        ["| does the lead last? | metric | short lead | long lead | verdict |", "|---" * 5 + "|"],
-    )
+    rule = grid["lasting"]
+    lines = ["| does the lead last? | metric | short lead | long lead | verdict |", "|---" * 5 + "|"]
     for split in ("test", "zero-shot"):
         for metric, sign in (("psnr", 1), ("lpips", -1)):
             leads = []
@@ -212,7 +214,7 @@ def main(arguments: list[str]) -> int:
             case _:
                 print(__doc__)
                 return 2
-    except ConfigError as error:
+    except (ConfigError, DataError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from IPython.display import Markdown, display
+from IPython.display import DisplayHandle, Markdown
 
 from textok_mini.training import TrainingError
 
@@ -50,7 +50,8 @@ def follow(
     """Wait for all of them, meanwhile showing where they are, and what `draw(logs)` returns, in one place.
 
     Raises TrainingError with the last line of a run that failed; the others are then ended (they can resume)."""
-    line, picture = display(Markdown("starting ..."), display_id=True), None
+    line, picture, drawn = DisplayHandle(), DisplayHandle(), False
+    line.display(Markdown("starting ..."))
     begun = time.perf_counter()
     try:
         while True:
@@ -59,9 +60,8 @@ def follow(
             steps = ", ".join(f"{name} step {log[-1]['step'] if log else 0}" for name, log in logs.items())
             line.update(Markdown(f"{time.perf_counter() - begun:.0f} s: {steps}"))
             if draw and all(logs.values()):
-                figure = draw(logs)
-                picture = picture or display(display_id=True)
-                picture.update(figure)
+                (picture.update if drawn else picture.display)(draw(logs))
+                drawn = True
             for name, (process, folder) in started.items():
                 if process.poll():
                     said = folder.with_name(f"{name}.err").read_text(encoding="utf-8").strip().splitlines()
@@ -73,6 +73,7 @@ def follow(
         for process, _ in started.values():
             if process.poll() is None:
                 process.terminate()
+                process.wait()  # until its run's folder is free again
 
 
 def read_log(folder: Path, name: str = "log.jsonl") -> list[dict]:

@@ -36,9 +36,8 @@ def run_notebook(name: str, output_dir: Path, parameters: dict) -> Path:
             raise ConfigError(f"{name} has no parameter {key!r}{nearest(key, known)}; it has: {', '.join(known)}")
     output_dir.mkdir(parents=True, exist_ok=True)
     executed = output_dir / f"{name}.ipynb"
-    papermill.execute_notebook(
-        str(source), str(executed), parameters=parameters, cwd=str(project_root()), kernel_name="python3"
-    )
+    # In the caller's folder, as the other commands: a relative path means the same inside the notebook and outside.
+    papermill.execute_notebook(str(source), str(executed), parameters=parameters, kernel_name="python3")
     return executed
 
 
@@ -72,12 +71,12 @@ def main(arguments: list[str]) -> int:
         parameters = yaml.safe_load(file.read_text()) | {k: yaml.safe_load(v) for k, v in given.items()}
         begun = time.perf_counter()
         executed = run_notebook(name, output_dir, parameters | {"output_dir": str(output_dir)})
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ConfigError, yaml.YAMLError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except papermill.PapermillExecutionError as error:
         copy = output_dir / f"{name}.ipynb"
-        print(f"error: {copy}: cell {error.cell_index} failed: {error.ename}: {error.evalue}", file=sys.stderr)
+        print(f"error: {copy}: cell In [{error.exec_count}]: {error.ename}: {error.evalue}", file=sys.stderr)
         return 1
     page = to_html(executed)
     results = output_dir / "results.json"

@@ -30,8 +30,9 @@ CHECKS = 2  # raise it whenever a row would be judged otherwise: kept verdicts a
 HELD_OUT_SHARE = 0.1  # of rows, where there is no test split
 MOST_WORDS = 1_000
 METADATA = "metadata.jsonl"
-decode = datasets.Image().decode_example  # a picture as `datasets` stores it: {"bytes": ..., "path": ...}
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+
+decode = datasets.Image().decode_example  # of a picture as `datasets` stores it: {"bytes": ..., "path": ...}
 
 
 class DataError(ValueError):
@@ -64,14 +65,18 @@ def known_split(split: str, splits: Iterable[str], source: str) -> None:
 
 
 def fit(picture: Image.Image, image_size: int) -> np.ndarray:
-    """uint8 (image_size, image_size, 3): turned as its EXIF says, over white, resized (antialiased), its centre."""
+    """uint8 (image_size, image_size, 3): turned as its EXIF says, over white, shorter side resized, centre cut."""
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I;16"):  # PIL would clip 16 bits to 8 instead of scaling them
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return np.asarray(ImageOps.fit(picture.convert("RGB"), (image_size, image_size), Image.Resampling.BICUBIC))
+    picture = picture.convert("RGB")
+    width, height = (max(image_size, round(side * image_size / min(picture.size))) for side in picture.size)
+    left, top = (width - image_size) // 2, (height - image_size) // 2
+    picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(picture.crop((left, top, left + image_size, top + image_size)))
 
 
 def problem_of(row: Row, image_size: int) -> tuple[str, str] | None:
@@ -202,8 +207,7 @@ def check_folder(root: Path, config: DataConfig, split: str, image_size: int) ->
     names = names_of(row[2] for rows in verdict["splits"].values() for row in rows)
     columns = columns_of(verdict, split, names, str(root))
     pictures = datasets.Dataset.from_dict({"image": [str(root / file) for file in columns["ids"]]})
-    table = pictures.cast_column("image", datasets.Image(decode=False))
-    return columns | {"table": table}
+    return columns | {"table": pictures.cast_column("image", datasets.Image(decode=False))}
 
 
 def load_from_hub(name: str) -> datasets.DatasetDict:
@@ -214,10 +218,9 @@ def load_from_hub(name: str) -> datasets.DatasetDict:
         return datasets.load_dataset(name)
     except Exception as error:  # the hub's and the network's own kinds of errors, which change by version
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        message = f"data set {name!r} is no folder here and cannot be had from the hub ({reason})"
         hint = "check its name and the network, or set HF_HUB_OFFLINE=1 if it was downloaded before"
-        raise DataError(
-            f"data set {name!r} is no folder here and cannot be had from the hub ({reason}); {hint}"
-        ) from error
+        raise DataError(f"{message}; {hint}") from error
 
 
 def check_hub(config: DataConfig, split: str, image_size: int) -> dict:
@@ -230,9 +233,8 @@ def check_hub(config: DataConfig, split: str, image_size: int) -> dict:
     table = tables[home]
     for key, column in (("image_column", image), ("caption_column", text)):
         if column not in table.column_names:
-            raise DataError(
-                f"{source} has no column {column!r}: set data.{key} to one of {', '.join(table.column_names)}"
-            )
+            there = ", ".join(table.column_names)
+            raise DataError(f"{source} has no column {column!r}: set data.{key} to one of {there}")
     if not isinstance(table.features[image], datasets.Image):
         raise DataError(f"{source}: column {image!r} holds no pictures but {table.features[image]}")
     pictures = table.select_columns([image]).rename_columns({image: "image"})
@@ -249,7 +251,7 @@ def check_hub(config: DataConfig, split: str, image_size: int) -> dict:
         ]
         return {name: [] for name in tables} | {home: rows}, []
 
-    key = [source, home, table._fingerprint, image, text, label]
+    key = [source, home, table._fingerprint, image, text, label]  # whatever changes the rows
     verdict = judge(f"{source} {home}", key, find, config, image_size)
     names = names or names_of(v for t in tables.values() if label in t.column_names for v in t.unique(label))
     columns = columns_of(verdict, split, names, source)

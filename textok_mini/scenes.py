@@ -224,12 +224,11 @@ def wrong(scene: Scene, change: str, rng: np.random.Generator, pool: Sequence[Dr
         shown = {o.key for o in scene.objects}
         others = [drawing for drawing in pool if drawing.key not in shown]
         drawing = others[rng.integers(len(others))]
-        first = scene.objects[0]
-        changed = replace(first, key=drawing.key, mirrored=first.mirrored and drawing.mirrorable)
-        return replace(scene, objects=(changed, *scene.objects[1:]))
+        first, *rest = scene.objects
+        first = replace(first, key=drawing.key, mirrored=first.mirrored and drawing.mirrorable)
+        return replace(scene, objects=(first, *rest))
     if change == "place":
-        who = int(rng.integers(len(scene.objects)))
-        old = scene.objects[who].cell
+        old = scene.objects[rng.integers(len(scene.objects))].cell
         new = int(rng.choice([cell for cell in range(len(CELLS)) if cell != old]))
         swap = {old: new, new: old}
         return replace(scene, objects=tuple(replace(o, cell=swap.get(o.cell, o.cell)) for o in scene.objects))

@@ -1,0 +1,83 @@
+"""Arms side by side: reconstructions against the model called by hand, captions wrong in one respect, runs followed."""
+
+import dataclasses
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from textok_mini import comparison, data, launch, results
+from textok_mini.config import DataConfig, preset
+from textok_mini.data import load_data
+from textok_mini.scenes import CELLS, caption
+from textok_mini.text import FrozenTextEncoder
+from textok_mini.tokenizer import TexTok
+from textok_mini.training import TrainingError, to_float
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TEXTOK_MINI_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setattr(data, "HELD_OUT_SCENES", 30)
+        yield load_data(DataConfig(scenes=16, objects=16), "test", 32)
+
+
+def test_reconstruct_is_the_model_called_row_by_row(rows):
+    torch.manual_seed(0)
+    encoder, few = FrozenTextEncoder("minilm", 64), rows.first(5)
+    model = TexTok(preset("smoke").tokenizer).eval()
+    lie = few.captions[::-1]
+    for told, shown in ((few.captions, few.captions), (few.captions, lie), (lie, lie)):
+        together = comparison.reconstruct(model, few, encoder, told, shown, batch_size=2)
+        for i in range(5):
+            with torch.no_grad():
+                latents = model.encode(to_float(few.images([i])), encoder([told[i]]))
+                alone = model.decode(latents, encoder([shown[i]])).clamp(-1, 1)
+            torch.testing.assert_close(together[i : i + 1], alone, atol=1e-4, rtol=1e-4)
+
+
+def test_wrong_captions_are_wrong_in_one_respect_and_the_same_for_every_arm(rows):
+    cells = sorted(CELLS, key=len)
+    for change in ("object", "place", "background"):
+        lies = comparison.wrong_captions(rows, change)
+        assert lies == comparison.wrong_captions(rows, change)
+        for right, lie in zip(rows.captions, lies, strict=True):
+            assert right != lie
+            grounds = [text.rsplit(" on ", 1)[1] for text in (right, lie)]
+            assert (grounds[0] != grounds[1]) == (change == "background")
+            places = [[c for c in cells if c in text] for text in (right, lie)]
+            assert change == "place" or places[0] == places[1]
+    assert comparison.wrong_captions(rows, "picture")[0] == rows.captions[1]
+    assert rows.captions[3] == caption(rows.scene(3))
+
+
+def test_bits_of_a_noisy_latent_against_shannon():
+    c = dataclasses.replace(preset("laptop").tokenizer, num_latent_tokens=2, latent_dim=8, latent_noise=0.5)
+    assert results.latent_bits(c) == pytest.approx(16 * 0.5 * math.log2(5))
+    assert results.latent_bits(dataclasses.replace(c, latent="plain")) is None
+    # By simulation: h(z + noise) - h(noise) of Gaussians, from the variances that are really there.
+    z, noise = torch.randn(200_000, dtype=torch.float64), 0.5 * torch.randn(200_000, dtype=torch.float64)
+    simulated = 0.5 * math.log2((z + noise).var() / noise.var())
+    assert results.latent_bits(c) == pytest.approx(16 * simulated, rel=0.02)
+
+
+def test_smoothed_is_a_running_mean():
+    log = [{"step": i, "loss": float(i)} for i in range(1, 8)]
+    steps, means = results.smoothed(log, "loss", window=3)
+    assert steps == [3, 4, 5, 6, 7] and np.allclose(means, [2, 3, 4, 5, 6])
+
+
+def test_following_a_run_that_fails_ends_the_others_and_says_why(tmp_path):
+    started = launch.start({"bad": ["tokenizer.text_dim=7"], "good": ["training.steps=100000"]}, "smoke", tmp_path)
+    with pytest.raises(TrainingError, match=r"training bad failed: error: .*text_dim=384"):
+        launch.follow(started, every=0.2)
+    assert started["good"][0].poll() is not None
+
+
+def test_a_half_written_log_line_is_left_out(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert launch.read_log(tmp_path) == [{"step": 1}, {"step": 2}]
+    assert sys.executable and launch.read_log(tmp_path / "none") == []

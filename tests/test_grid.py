@@ -1,0 +1,112 @@
+"""Grids: nothing is trained twice, and every figure of a report is recomputed here from the images' own."""
+
+import re
+
+import numpy as np
+import pytest
+import yaml
+from scipy import stats
+
+from textok_mini import data, grid
+from textok_mini.config import ConfigError
+from textok_mini.paths import project_root, weights_dir
+
+GRID = {
+    "preset": "smoke",
+    "common": ["data.scenes=32", "training.steps=4", "training.sample_every=0"],
+    "seeds": [1, 2],
+    "arms": {
+        "textok": [],
+        "twin": ["tokenizer.text_in=none"],
+        "twin-8": ["tokenizer.text_in=none", "training.steps=8"],
+    },
+    "comparisons": {"equal steps": ["textok", "twin"], "more": ["textok", "twin-8"]},
+    "lasting": {"short": "equal steps", "long": "more", "margin": 0.25},
+    "wrong": ["textok"],
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    home, weights = tmp_path_factory.mktemp("home"), weights_dir()
+    (home / "data").mkdir()
+    (home / "data" / "weights").symlink_to(weights)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TEXTOK_MINI_HOME", str(home))
+        patch.setattr(data, "HELD_OUT_SCENES", 12)
+        (home / "small").mkdir()
+        (home / "small" / "grid.yaml").write_text(yaml.safe_dump(GRID))
+        grid.run(home / "small")
+        yield home / "small"
+
+
+def mean(folder, arm, seed, key):
+    with np.load(folder / f"{arm}-seed{seed}" / "metrics.npz") as stored:
+        return stored[key].astype(float).mean()
+
+
+def test_a_finished_grid_trains_nothing(folder, monkeypatch):
+    monkeypatch.setattr(grid, "train", lambda *_: pytest.fail("trained again"))
+    stamps = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    grid.run(folder)
+    assert stamps == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert {path.name for path in (folder / "twin-seed1").iterdir()} == {*grid.KEPT, "metrics.npz"}
+
+
+def test_report_is_what_the_images_say(folder):
+    lines = grid.report(folder).splitlines()
+    [row] = [line for line in lines if line.startswith("| equal steps") and "| zero-shot | lpips |" in line]
+    differences = [
+        mean(folder, "textok", s, "zero-shot/right/lpips") - mean(folder, "twin", s, "zero-shot/right/lpips")
+        for s in (1, 2)
+    ]
+    low, high = stats.t.interval(0.95, 1, np.mean(differences), stats.sem(differences))
+    assert f"{np.mean(differences):+.3f} [{low:+.3f}, {high:+.3f}]" in row
+    [row] = [line for line in lines if line.startswith("| wrong place, both")]
+    costs = [mean(folder, "textok", s, f"test/{c}/psnr") for s in (1, 2) for c in ("wrong place, both", "right")]
+    assert f"{np.mean([costs[0] - costs[1], costs[2] - costs[3]]):+.3f}" in row
+
+
+@pytest.mark.parametrize(
+    ("long_leads", "verdict"),
+    [([1.0, 1.1, 0.9], "holds"), ([0.5, 0.6, 0.55], "does not hold"), ([0.7, 0.8, 0.75], "inconclusive")],
+)
+def test_the_verdict_follows_from_margin_and_interval(tmp_path, monkeypatch, long_leads, verdict):
+    table = {"textok": [1.0] * 3, "twin": [0.0] * 3, "twin-8": [1.0 - lead for lead in long_leads]}
+    monkeypatch.setattr(
+        grid, "per_seed", lambda folder, g, arm, key: dict(enumerate(table[arm])) if key == "test/right/psnr" else {}
+    )
+    [*_, line] = grid.lasting(tmp_path, GRID)
+    assert line.startswith("| test | psnr | +1.000 |") and line.endswith(f"| {verdict} |")
+
+
+def test_readme_tables_change_only_between_their_marks(folder):
+    readme = folder.parent / "README.md"
+    readme.write_text("before\n<!-- grid: small -->\nold\n<!-- end -->\nafter\n")
+    grid.write_readme(readme)
+    once = readme.read_text()
+    assert once == f"before\n<!-- grid: small -->\n{grid.report(folder)}\n<!-- end -->\nafter\n"
+    grid.write_readme(readme)
+    assert readme.read_text() == once
+
+
+def test_the_kits_own_readme_is_up_to_date():
+    """No figure in the README is typed: each table is its grid's report, to the letter."""
+    text = (project_root() / "README.md").read_text(encoding="utf-8")
+    tables = re.findall(r"<!-- grid: (\S+) -->\n(.*?)\n?<!-- end -->", text, re.DOTALL)
+    assert tables
+    for name, table in tables:
+        assert table == grid.report(project_root() / name)
+
+
+def test_bad_grids_are_one_clear_line(tmp_path):
+    for changes, message in (
+        ({"sedes": [1]}, "wants the keys"),
+        ({"wrong": ["tetxok"]}, "no arm tetxok"),
+        ({"comparisons": {"a": ["textok", "none"]}}, "no arm none"),
+    ):
+        (tmp_path / "grid.yaml").write_text(yaml.safe_dump(GRID | changes))
+        with pytest.raises(ConfigError, match=message):
+            grid.read_grid(tmp_path)
+    with pytest.raises(ConfigError):
+        grid.read_grid(tmp_path / "none")

@@ -1,0 +1,104 @@
+"""Notebooks as people and CI meet them: what is committed, and a papermill `smoke` copy of each under nbval."""
+
+import ast
+import json
+import math
+import re
+import subprocess
+import sys
+
+import nbformat
+import papermill
+import pytest
+import yaml
+
+from textok_mini import notebooks
+from textok_mini.config import ConfigError, preset, to_dict
+from textok_mini.paths import project_root
+
+ROOT = project_root()
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+assert NOTEBOOKS
+
+
+def defined_in_library() -> set[str]:
+    names = set()
+    for path in (ROOT / "textok_mini").glob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names |= {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    return names
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_committed_notebook_is_executed_clean_and_defines_nothing_that_the_library_has(path):
+    book = nbformat.read(path, as_version=4)
+    nbformat.validate(book)
+    code = [cell for cell in book.cells if cell.cell_type == "code"]
+    assert sum("parameters" in cell.metadata.get("tags", []) for cell in code) == 1
+    assert [cell.execution_count for cell in code] == sorted(cell.execution_count for cell in code)
+    assert not any(output.output_type == "error" for cell in code for output in cell.outputs)
+    assert "widgets" not in book.metadata and book.metadata.kernelspec.name == "python3"
+    assert path.stat().st_size < 1e6
+    assert max(len([line for line in cell.source.splitlines() if line.strip()]) for cell in code) <= 25
+    defined = {node.name for cell in code for node in ast.walk(ast.parse(cell.source)) if hasattr(node, "name")}
+    assert not {name for name in defined if name} & defined_in_library()
+    # A committed notebook is the laptop run: what it shows was made with the parameters that it has.
+    assert "/root/" not in path.read_text() and "/home/" not in path.read_text()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks" / "parameters").glob("*.yaml")), ids=lambda p: p.stem)
+def test_parameter_files_have_just_the_notebooks_parameters(path):
+    given = set(yaml.safe_load(path.read_text()))
+    for notebook in NOTEBOOKS:
+        assert given == set(papermill.inspect_notebook(str(notebook))) - {"output_dir"}
+
+
+@pytest.fixture(scope="module")
+def smoke_copy(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("smoke")
+    assert notebooks.main(["00_quickstart", "preset=smoke", f"output_dir={folder}"]) == 0
+    return folder
+
+
+def test_smoke_run_writes_results_and_a_page_that_stands_alone(smoke_copy):
+    results = json.loads((smoke_copy / "results.json").read_text())
+    assert results["config"] == to_dict(preset("smoke")) and len(results["summary"]) == 5
+    for split in ("test", "zero-shot"):
+        for name, difference in results["differences"][split].items():
+            ours, theirs = (results["per_image"][split][arm][name] for arm in ("textok", "twin"))
+            by_hand = sum(a - b for a, b in zip(ours, theirs, strict=True)) / len(ours)
+            assert difference["mean"] == pytest.approx(by_hand, abs=1e-3)
+            assert difference["low"] <= difference["mean"] <= difference["high"]
+            assert all(map(math.isfinite, difference.values()))
+    page = (smoke_copy / "00_quickstart.html").read_text()
+    assert not re.search(r"<(script|link|img)[^>]*(src|href)=\"https?://", page)
+    assert page.count("data:image/png;base64") >= 7
+
+
+def test_smoke_copy_passes_nbval(smoke_copy):
+    command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300"]
+    command += ["-p", "no:python", "-p", "no:cacheprovider", str(smoke_copy / "00_quickstart.ipynb")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=smoke_copy)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert re.search(r"\d\d passed", done.stdout)
+
+
+def test_an_unknown_notebook_preset_or_parameter_is_one_line(tmp_path, capsys):
+    for arguments, message in (
+        (["00_quickstrat"], "did you mean 00_quickstart?"),
+        (["00_quickstart", "preset=smok"], "did you mean smoke?"),
+        (["00_quickstart", "preset=smoke", "sede=3"], "did you mean seed?"),
+        (["00_quickstart", "smoke"], "is not KEY=VALUE"),
+    ):
+        assert notebooks.main([*arguments, f"output_dir={tmp_path}"]) == 2
+        said = capsys.readouterr().err.strip()
+        assert message in said and "\n" not in said
+
+
+def test_a_failing_cell_is_told_and_kept(tmp_path, capsys):
+    arguments = ["00_quickstart", "preset=smoke", "overrides=[training.stps=1]", f"output_dir={tmp_path}"]
+    assert notebooks.main(arguments) == 1
+    assert "did you mean training.steps?" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert "ConfigError" in (tmp_path / "00_quickstart.ipynb").read_text()
+    with pytest.raises(ConfigError):
+        notebooks.run_notebook("00_quickstart", tmp_path, {"nonsense": 1})
