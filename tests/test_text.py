@@ -33,10 +33,13 @@ def test_frozen(minilm):
     assert not isinstance(minilm, torch.nn.Module)  # as an attribute of a model it would be saved with it
 
 
-def test_long_captions_are_cut_and_counted():
+def test_long_captions_are_cut_and_counted(tmp_path):
     encoder = FrozenTextEncoder("minilm", max_tokens=8)
-    text = encoder(["word " * 50, "a dog"])
-    assert text.mask.sum(1).tolist() == [8, 4] and encoder.cut == 1
+    captions = ["word " * 50, "a dog", "word " * 6]  # the last just fits, with the two tokens that frame it
+    text = encoder(captions)
+    assert text.mask.sum(1).tolist() == [8, 4, 8] and encoder.cut == 1
+    for _ in range(2):  # made, and read again
+        assert CachedText(encoder, captions, tmp_path).cut == 1
 
 
 @pytest.fixture(scope="module")

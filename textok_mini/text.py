@@ -76,17 +76,12 @@ class FrozenTextEncoder:
     @torch.no_grad()
     def __call__(self, captions: Sequence[str]) -> TextTokens:
         """Embeddings in float32, padded on the right to the longest caption of these."""
-        batch = self.tokenizer(
-            list(captions), truncation=True, max_length=self.max_tokens, return_overflowing_tokens=False
-        )
-        self.cut += sum(len(ids) == self.max_tokens for ids in batch["input_ids"])
+        batch = self.tokenizer(list(captions), truncation=True, max_length=self.max_tokens)
+        self.cut += sum(bool(encoding.overflowing) for encoding in batch.encodings)
         # Padded here and on the right whatever the tokenizer's habit: positions then start at 0 for all.
-        ids = pad_sequence(
-            [torch.tensor(i) for i in batch["input_ids"]],
-            True,
-            padding_value=self.tokenizer.pad_token_id or 0,
-        )
-        lengths = torch.tensor([len(i) for i in batch["input_ids"]])
+        rows = [torch.tensor(ids) for ids in batch["input_ids"]]
+        ids = pad_sequence(rows, True, padding_value=self.tokenizer.pad_token_id or 0)
+        lengths = torch.tensor([len(row) for row in rows])
         mask = torch.arange(ids.shape[1]) < lengths[:, None]
         ids, mask = ids.to(self.device), mask.to(self.device)
         hidden = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
@@ -115,21 +110,21 @@ class CachedText:
 
     Holds the real tokens only, in bfloat16 (the rounding is the same for every arm that reads it), in one
     safetensors file under `data/text/`, keyed by everything that its content depends on and written beside and
-    renamed. A caption that it does not hold goes to the encoder.
+    renamed. A caption that it does not hold goes to the encoder. `cut`: how many were longer than `max_tokens`.
     """
 
     def __init__(self, encoder: FrozenTextEncoder, captions: Sequence[str], folder: Path | None = None):
         self.encoder, self.width = encoder, encoder.width
         distinct = sorted(set(captions))
         key = "\0".join([encoder.name, str(encoder.max_tokens), str(encoder.model.dtype), *distinct])
-        name = hashlib.sha256(key.encode()).hexdigest()[:24] + ".safetensors"
+        name = hashlib.sha256(f"2\0{key}".encode()).hexdigest()[:24] + ".safetensors"  # 2: the file's form
         path = (folder or data_dir() / "text") / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):  # a second process waits instead of working too
             if not path.exists():
                 fill_cache(encoder, distinct, path)
         stored = load_file(path)
-        self.tokens, offsets = stored["tokens"], stored["offsets"].tolist()
+        self.tokens, offsets, self.cut = stored["tokens"], stored["offsets"].tolist(), int(stored["cut"])
         self.spans = {c: slice(a, b) for c, a, b in zip(distinct, offsets[:-1], offsets[1:], strict=True)}
 
     def __call__(self, captions: Sequence[str]) -> TextTokens:
@@ -148,8 +143,8 @@ def fill_cache(encoder: FrozenTextEncoder, captions: list[str], path: Path, batc
     """Encode captions, sorted by length so that batches hold little padding, and write them at once."""
     order = sorted(range(len(captions)), key=lambda i: len(captions[i]))
     rows: list[Tensor | None] = [None] * len(captions)
-    few = len(captions) < 1000  # a second or two
-    with tqdm(total=len(captions), desc="text tokens", unit="caption", mininterval=2, disable=few) as bar:
+    few, cut = len(captions) < 2000, encoder.cut  # few: some seconds, not worth a bar
+    with tqdm(total=len(captions), desc="text tokens", unit="caption", mininterval=5, disable=few) as bar:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             text = encoder([captions[i] for i in batch])
@@ -158,5 +153,6 @@ def fill_cache(encoder: FrozenTextEncoder, captions: list[str], path: Path, batc
             bar.update(len(batch))
     offsets = torch.tensor([0, *(len(row) for row in rows)]).cumsum(0)
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    save_file({"tokens": torch.cat(rows), "offsets": offsets}, beside)
+    counted = torch.tensor(encoder.cut - cut)
+    save_file({"tokens": torch.cat(rows), "offsets": offsets, "cut": counted}, beside)
     os.replace(beside, path)
