@@ -13,6 +13,7 @@ noise of a step from (seed, step), so a checkpoint is weights, optimiser, step a
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,10 +29,11 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from textok_mini.config import Config, TrainingConfig, config_json, to_dict
+from textok_mini.config import Config, TrainingConfig, config_json, from_dict, to_dict
 from textok_mini.data import as_batch, load_data
 from textok_mini.device import tune_cpu
 from textok_mini.figures import save_image_grid
+from textok_mini.hub import first_line
 from textok_mini.losses import LPIPS, tokenizer_loss
 from textok_mini.text import CachedText, FrozenTextEncoder
 from textok_mini.tokenizer import TexTok
@@ -170,7 +172,11 @@ class Run:
         """Restore the last checkpoint that can be read, cut the logs back to it, and return its step (0 if none)."""
         state = {"step": 0, "log_bytes": 0, "timing_bytes": 0, "seconds": 0.0}
         for path in filter(Path.exists, self.checkpoints):
-            state = torch.load(path, map_location=device, weights_only=True)
+            try:
+                state = torch.load(path, map_location=device, weights_only=True)
+            except Exception as error:  # a damaged file fails in more ways than one
+                print(f"{path}: cannot be read ({first_line(error)}), going back to the one before", file=sys.stderr)
+                continue
             for name, part in self.parts.items():
                 part.load_state_dict(state[name])
             break
@@ -230,9 +236,9 @@ def check_folder(config: Config, folder: Path) -> None:
     path = folder / "config.json"
     if not path.exists():
         return
-    there, ours = json.loads(path.read_text(encoding="utf-8")), to_dict(config)
-    settings = [(group, name) for group in ours for name in ours[group]]
-    differ = [f"{g}.{n}" for g, n in settings if there.get(g, {}).get(n) != ours[g][n]]
+    # Through `from_dict`: a setting that is younger than the run had its default there.
+    there, ours = to_dict(from_dict(Config, json.loads(path.read_text(encoding="utf-8")))), to_dict(config)
+    differ = [f"{group}.{name}" for group in ours for name in ours[group] if there[group][name] != ours[group][name]]
     if differ:
         raise TrainingError(
             f"{path}: another run's config, it differs in {', '.join(differ)}; choose another output_dir"
@@ -257,7 +263,12 @@ def text_encoder(config: Config, captions: list[str], device: torch.device) -> A
             f"tokenizer.text_dim={c.text_dim}, but {config.text.encoder} gives {encoder.width}: "
             f"set tokenizer.text_dim={encoder.width}"
         )
-    return CachedText(encoder, captions) if config.text.cache else encoder
+    if not config.text.cache:
+        return encoder
+    cached = CachedText(encoder, captions)
+    if cached.cut:
+        print(f"{cached.cut:,} of {len(cached.spans):,} captions were cut at {c.max_text_tokens} tokens", flush=True)
+    return cached
 
 
 def adamw(model: nn.Module, t: TrainingConfig) -> torch.optim.AdamW:
