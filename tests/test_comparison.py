@@ -42,16 +42,18 @@ def test_reconstruct_is_the_model_called_row_by_row(rows):
 def test_wrong_captions_are_wrong_in_one_respect_and_the_same_for_every_arm(rows):
     cells = sorted(CELLS, key=len)
     for change in ("object", "place", "background"):
-        lies = comparison.wrong_captions(rows, change)
-        assert lies == comparison.wrong_captions(rows, change)
+        lies = comparison.other_captions(rows, f"wrong {change}")
+        assert lies == comparison.other_captions(rows, f"wrong {change}")
         for right, lie in zip(rows.captions, lies, strict=True):
             assert right != lie
             grounds = [text.rsplit(" on ", 1)[1] for text in (right, lie)]
             assert (grounds[0] != grounds[1]) == (change == "background")
             places = [[c for c in cells if c in text] for text in (right, lie)]
             assert change == "place" or places[0] == places[1]
-    assert comparison.wrong_captions(rows, "picture")[0] == rows.captions[1]
-    assert rows.captions[3] == caption(rows.scene(3))
+    assert comparison.other_captions(rows, "wrong picture")[0] == rows.captions[1]
+    assert comparison.other_captions(rows, "normal") == rows.captions
+    assert comparison.other_captions(rows, "short")[3] == caption(rows.scene(3), "short")
+    assert set(comparison.other_captions(rows, "no caption")) == {""}
 
 
 def test_bits_of_a_noisy_latent_against_shannon():

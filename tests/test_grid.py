@@ -1,5 +1,6 @@
 """Grids: nothing is trained twice, and every figure of a report is recomputed here from the images' own."""
 
+import json
 import re
 
 import numpy as np
@@ -8,7 +9,7 @@ import yaml
 from scipy import stats
 
 from textok_mini import data, grid
-from textok_mini.config import ConfigError
+from textok_mini.config import Config, ConfigError, from_dict, load_config
 from textok_mini.paths import project_root, weights_dir
 
 GRID = {
@@ -97,6 +98,20 @@ def test_the_kits_own_readme_is_up_to_date():
     assert tables
     for name, table in tables:
         assert table == grid.report(project_root() / name)
+
+
+GRIDS = sorted((project_root() / "reference").glob("*/grid.yaml"))
+
+
+@pytest.mark.parametrize("path", GRIDS, ids=lambda p: p.parent.name)
+def test_every_kept_run_is_one_that_its_grid_asks_for(path):
+    """No result of other settings can hide in a table, and none of the grid's is left out unseen."""
+    asked = grid.read_grid(path.parent)
+    for name, _, overrides in grid.cells(asked):
+        there = json.loads((path.parent / name / "config.json").read_text(encoding="utf-8"))
+        assert from_dict(Config, there) == load_config(asked["preset"], overrides), name
+    kept = {folder.name for folder in path.parent.iterdir() if folder.is_dir()}
+    assert kept == {name for name, _, _ in grid.cells(asked)}
 
 
 def test_bad_grids_are_one_clear_line(tmp_path):

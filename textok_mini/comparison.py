@@ -4,8 +4,7 @@
     metrics = evaluate("runs/textok", rows)                 # {"right": {"psnr": (N,), ...}, "wrong object": ...}
     paired_bootstrap(metrics["right"]["psnr"], twin["right"]["psnr"])
 
-An arm's metrics are per image, so that any two can be paired. A caption is wrong in one respect only (an object, a
-place, the background), told to the detokenizer alone or to both halves.
+An arm's metrics are per image, so that any two can be paired.
 """
 
 import json
@@ -20,10 +19,13 @@ from torch import Tensor
 from textok_mini.config import Config, from_dict
 from textok_mini.data import CaptionedImages
 from textok_mini.evaluation import distances, image_metrics, paired_bootstrap, to_uint8
-from textok_mini.scenes import CHANGES, caption
+from textok_mini.scenes import CHANGES, LEVELS, caption
 from textok_mini.text import CachedText, FrozenTextEncoder
 from textok_mini.tokenizer import TexTok
 from textok_mini.training import text_encoder, to_float
+
+# Captions wrong in one respect, told to the detokenizer alone (the latent tokens are right) or to both halves.
+WRONG = tuple(f"wrong {change}, {half}" for change in CHANGES for half in ("detokenizer", "both"))
 
 # The twin without text; and the twin that has as many learned tokens as TexTok has text tokens on average, so
 # that its sequences are as long and its steps as dear.
@@ -46,13 +48,19 @@ def load_run(folder: str | Path, snapshot: int | None = None) -> tuple[TexTok, C
     return model.eval(), config
 
 
-def wrong_captions(rows: CaptionedImages, change: str, level: str = "normal", seed: int = 0) -> list[str]:
-    """A caption for each row that is wrong in one respect (`scenes.CHANGES`), the same ones for every arm.
-
-    Only scenes know what is in them; for other data `change` must be `picture`: another picture's caption."""
-    if change == "picture":
+def other_captions(rows: CaptionedImages, what: str, level: str = "normal", seed: int = 0) -> list[str]:
+    """What the rows' captions are replaced by, the same for every arm: `wrong object`, `wrong place` or `wrong
+    background` (wrong in that one respect, see `scenes.wrong`; at `level`), `wrong picture` (another picture's; for any
+    data), `no caption` (an empty text), or `short`, `normal`, `long` (the scene's exact caption at that level)."""
+    count = range(len(rows))
+    if what == "no caption":
+        return [""] * len(rows)
+    if what == "wrong picture":
         return rows.captions[1:] + rows.captions[:1]
-    return [caption(rows.wrong(i, change, np.random.default_rng((seed, i))), level) for i in range(len(rows))]
+    if what in LEVELS:
+        return [caption(rows.scene(i), what) for i in count]
+    change = what.removeprefix("wrong ")
+    return [caption(rows.wrong(i, change, np.random.default_rng((seed, i))), level) for i in count]
 
 
 @torch.no_grad()
@@ -77,21 +85,22 @@ def reconstruct(
 
 
 def evaluate(
-    folder: str | Path, rows: CaptionedImages, wrong: bool = False, snapshot: int | None = None
+    folder: str | Path, rows: CaptionedImages, conditions: Sequence[str] = (), snapshot: int | None = None
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Per-image metrics of a run on `rows`: `right`, and with `wrong` also `wrong CHANGE, detokenizer` and
-    `wrong CHANGE, both`. LPIPS is on VGG16's trunk. Raises ValueError for a run that was trained on that trunk."""
+    """Per-image metrics of a run on `rows`: with the `right` captions, and under each of `conditions`: a name of
+    `other_captions`, told to both halves, or to one as in `wrong place, detokenizer`. LPIPS is on VGG16's trunk.
+    Raises ValueError for a run that was trained on that trunk."""
     model, config = load_run(folder, snapshot)
     if config.training.perceptual == "lpips-vgg":
         raise ValueError(f"{folder} was trained on LPIPS-VGG: it cannot be graded on it too")
     originals = to_float(rows.images(list(range(len(rows)))))
     encoder = text_encoder(config, rows.captions, "cpu")
-    captions = {"right": (None, None)}
-    if wrong and encoder:
-        for change in CHANGES if rows.world else ("picture",):
-            lie = wrong_captions(rows, change, config.data.captions)
-            captions |= {f"wrong {change}, detokenizer": (None, lie), f"wrong {change}, both": (lie, lie)}
-    return {name: image_metrics(reconstruct(model, rows, encoder, *c), originals) for name, c in captions.items()}
+    told = {"right": (None, None)}
+    for condition in conditions if encoder else ():
+        what, _, half = condition.partition(", ")
+        captions = other_captions(rows, what, config.data.captions)
+        told[condition] = (None if half == "detokenizer" else captions, captions)
+    return {name: image_metrics(reconstruct(model, rows, encoder, *c), originals) for name, c in told.items()}
 
 
 def set_distances(reconstructions: Tensor, rows: CaptionedImages) -> dict[str, float]:

@@ -20,15 +20,15 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import yaml
 from filelock import FileLock, Timeout
 
-from textok_mini.comparison import evaluate
-from textok_mini.config import ConfigError, load_config
+from textok_mini.comparison import WRONG, evaluate
+from textok_mini.config import Config, ConfigError, load_config
 from textok_mini.data import DataError, load_data
 from textok_mini.evaluation import Interval, seeds_interval
 from textok_mini.launch import read_log
@@ -77,18 +77,18 @@ def run(folder: Path) -> None:
             with FileLock(work / f"{name}.lock", timeout=0):
                 config = load_config(grid["preset"], overrides)
                 train(config, work / name)
-                keep(work / name, kept, measure(work / name, config, wrong=arm in grid["wrong"]))
+                keep(work / name, kept, measure(work / name, config, WRONG if arm in grid["wrong"] else ()))
                 print(f"{name}: done", flush=True)
         except Timeout:
             continue  # another process has it
 
 
-def measure(run_folder: Path, config, wrong: bool) -> dict[str, np.ndarray]:
+def measure(run_folder: Path, config: Config, conditions: Sequence[str]) -> dict[str, np.ndarray]:
     """Every held-out image's metrics: `{"test/right/psnr": (2000,), ...}`, float32."""
     metrics = {}
     for split in ("test", "zero-shot"):
         rows = load_data(config.data, split, config.tokenizer.image_size)
-        for condition, values in evaluate(run_folder, rows, wrong=wrong and split == "test").items():
+        for condition, values in evaluate(run_folder, rows, conditions if split == "test" else ()).items():
             metrics |= {f"{split}/{condition}/{name}": v.astype(np.float32) for name, v in values.items()}
     return metrics
 

@@ -22,6 +22,7 @@ from textok_mini.config import Config, TexTokConfig, to_dict
 from textok_mini.data import CaptionedImages, load_data
 from textok_mini.evaluation import Interval, bootstrap_mean, image_metrics
 from textok_mini.launch import read_log
+from textok_mini.scenes import CHANGES
 from textok_mini.text import FrozenTextEncoder, TextTokens
 from textok_mini.tokenizer import TexTok
 from textok_mini.training import text_encoder, to_float
@@ -47,7 +48,8 @@ def pair_report(folder: str | Path, config: Config, limit: int, arms: Sequence[s
     report: dict[str, Any] = {"metrics": {}, "differences": {}, "distances": {}, "wrong": {}, "seconds": {}}
     for split in splits:
         rows = load_data(config.data, split, config.tokenizer.image_size).first(limit)
-        measured = {arm: evaluate(folder / arm, rows, wrong=split == "test") for arm in arms}
+        lies = [f"wrong {change}, detokenizer" for change in (CHANGES if rows.world else ["picture"])]
+        measured = {arm: evaluate(folder / arm, rows, lies if split == "test" else ()) for arm in arms}
         per_image[split] = {arm: conditions["right"] for arm, conditions in measured.items()}
         report["metrics"][split] = {
             arm: {name: vars(bootstrap_mean(v)) for name, v in metrics.items()}
@@ -89,10 +91,10 @@ def summary(report: dict) -> list[str]:
     return lines
 
 
-def cost_by_change(report: dict, half: str = "detokenizer") -> dict[str, dict]:
-    """TexTok's change by a caption that is wrong in one respect, told to one half: `{"object": {"psnr": ...}}`."""
+def cost_by_change(report: dict) -> dict[str, dict]:
+    """TexTok's change when its detokenizer is told something wrong: `{"object": {"psnr": ...}, ...}`."""
     conditions = report["wrong"].get("textok", {})
-    return {k.removeprefix("wrong ").split(",")[0]: v for k, v in sorted(conditions.items()) if k.endswith(half)}
+    return {k.removeprefix("wrong ").split(",")[0]: v for k, v in sorted(conditions.items())}
 
 
 def table(report: dict, split: str = "test") -> pd.DataFrame:
