@@ -2,8 +2,9 @@
 
     python -m textok_mini.notebooks 00_quickstart                   # with notebooks/parameters/laptop.yaml
     python -m textok_mini.notebooks 00_quickstart preset=smoke data=path/to/pictures seed=3
+    python -m textok_mini.notebooks keep runs/quickstart/00_quickstart.ipynb    # for whoever commits a run
 
-The executed copy, its HTML page and what it writes go to `runs/NAME-PRESET/`, never into `notebooks/`.
+The executed copy, its HTML page and what it writes go to `runs/NAME-PRESET/`, and into `notebooks/` only by `keep`.
 """
 
 import json
@@ -16,6 +17,7 @@ import nbformat
 import papermill
 import yaml
 from nbconvert import HTMLExporter
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
 from textok_mini.config import ConfigError, nearest
 from textok_mini.paths import project_root
@@ -38,7 +40,22 @@ def run_notebook(name: str, output_dir: Path, parameters: dict) -> Path:
     executed = output_dir / f"{name}.ipynb"
     # In the caller's folder, as the other commands: a relative path means the same inside the notebook and outside.
     papermill.execute_notebook(str(source), str(executed), parameters=parameters, kernel_name="python3")
+    # Of a progress bar that was drawn a hundred times over itself, the last line is enough.
+    book, _ = CoalesceStreamsPreprocessor(enabled=True).preprocess(nbformat.read(executed, as_version=4), {})
+    nbformat.write(book, executed)
     return executed
+
+
+def keep(executed: Path) -> Path:
+    """Put an executed copy into `notebooks/` as it is committed: without papermill's cell and records of the run."""
+    book = nbformat.read(executed, as_version=4)
+    book.cells = [cell for cell in book.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    for part in (book, *book.cells):
+        part.metadata.pop("papermill", None)
+        part.metadata.pop("execution", None)
+    path = project_root() / "notebooks" / executed.name
+    nbformat.write(book, path)
+    return path
 
 
 def to_html(executed: Path) -> Path:
@@ -58,6 +75,9 @@ def main(arguments: list[str]) -> int:
         print(__doc__)
         return 0 if arguments else 2
     name, *settings = arguments
+    if name == "keep":
+        print("\n".join(str(keep(Path(copy))) for copy in settings))
+        return 0
     given = dict(s.split("=", 1) for s in settings if "=" in s)
     preset = given.get("preset", "laptop")
     output_dir = Path(given.get("output_dir", project_root() / "runs" / f"{name.split('_', 1)[-1]}-{preset}"))
