@@ -27,6 +27,7 @@ from textok_mini.config import (
         ("training.steps=1.5", "training.steps must be int"),
         ("training.steps=true", "training.steps must be int"),
         ("training.learning_rate=nan", "training.learning_rate must be float"),
+        ("training.l2_weight=.inf", "training.l2_weight must be float"),
         ("training=4", "training must be a group of settings"),
         ("tokenizer.text_in=bth", "did you mean both?"),
         ("tokenizer.num_latent_tokens=-1", "tokenizer.num_latent_tokens must be at least 0"),

@@ -8,6 +8,7 @@ it departs from the defaults, and `standing()` calls such a departure "kit". Wha
 `key=value`, JSON) passes through `from_dict`, which refuses unknown keys and wrong types by name.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -62,8 +63,8 @@ class DataConfig:
 
     def __post_init__(self):
         require(1 <= self.min_objects <= self.max_objects <= 4, "data.min_objects and data.max_objects", "1 to 4")
-        require(self.scenes > 0, "data.scenes", "at least 1")
-        require(self.objects >= 8, "data.objects", "at least 8")
+        at_least(1, self, "data", "scenes")
+        at_least(8, self, "data", "objects")
 
 
 @dataclass(frozen=True)
@@ -96,38 +97,15 @@ class TexTokConfig:
     num_registers: int = kit(0, "control: this many learned tokens stand where text tokens would")
 
     def __post_init__(self):
-        for name in (
-            "image_size",
-            "patch_size",
-            "latent_dim",
-            "width",
-            "encoder_layers",
-            "decoder_layers",
-            "heads",
-        ):
-            require(getattr(self, name) > 0, f"tokenizer.{name}", "at least 1")
-        require(self.num_latent_tokens >= 0, "tokenizer.num_latent_tokens", "at least 0")
-        require(self.num_registers >= 0, "tokenizer.num_registers", "at least 0")
-        require(
-            self.num_latent_tokens > 0 or self.text_in in ("both", "detokenizer"),
-            "tokenizer.num_latent_tokens",
-            "at least 1 unless text reaches the detokenizer (text_in: both or detokenizer)",
-        )
-        require(
-            self.image_size % self.patch_size == 0,
-            "tokenizer.patch_size",
-            f"a divisor of image_size={self.image_size}, not {self.patch_size}",
-        )
-        require(
-            self.width % self.heads == 0,
-            "tokenizer.heads",
-            f"a divisor of width={self.width}, not {self.heads}",
-        )
-        require(
-            self.num_registers == 0 or self.text_in == "none",
-            "tokenizer.num_registers",
-            "0 unless text_in is none",
-        )
+        at_least(1, self, "tokenizer", "image_size patch_size latent_dim width encoder_layers decoder_layers heads")
+        at_least(0, self, "tokenizer", "num_latent_tokens num_registers")
+        if self.text_in not in ("both", "detokenizer"):
+            least = "at least 1 unless text reaches the detokenizer (text_in: both or detokenizer)"
+            require(self.num_latent_tokens > 0, "tokenizer.num_latent_tokens", least)
+        for part, whole in (("patch_size", "image_size"), ("heads", "width")):
+            divisor, size = getattr(self, part), getattr(self, whole)
+            require(size % divisor == 0, f"tokenizer.{part}", f"a divisor of {whole}={size}, not {divisor}")
+        require(not self.num_registers or self.text_in == "none", "tokenizer.num_registers", "0 unless text_in is none")
 
     @property
     def num_patches(self) -> int:
@@ -162,10 +140,8 @@ class TrainingConfig:
     snapshot_every: int = kit(0, "steps between EMA weights kept in snapshots/, for curves; 0 is none")
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "log_every", "checkpoint_every"):
-            require(getattr(self, name) > 0, f"training.{name}", "at least 1")
-        for name in ("warmup_steps", "sample_every", "snapshot_every", "workers", "gradient_clip", "weight_decay"):
-            require(getattr(self, name) >= 0, f"training.{name}", "at least 0")
+        at_least(1, self, "training", "steps batch_size log_every checkpoint_every")
+        at_least(0, self, "training", "warmup_steps sample_every snapshot_every workers gradient_clip weight_decay")
         require(self.learning_rate > 0, "training.learning_rate", "above 0")
         for name in ("ema", "beta1", "beta2"):
             require(0 <= getattr(self, name) < 1, f"training.{name}", "in [0, 1)")
@@ -208,8 +184,8 @@ def load_config(preset_or_file: str, overrides: Sequence[str] = ()) -> Config:
 
 def preset_file(name: str) -> Path:
     if name not in PRESETS:
-        close = nearest(name, PRESETS)
-        raise ConfigError(f"{name!r} is neither a preset ({', '.join(PRESETS)}) nor a .yaml file{close}")
+        there = ", ".join(PRESETS)
+        raise ConfigError(f"{name!r} is neither a preset ({there}) nor a .yaml file{nearest(name, PRESETS)}")
     return PRESETS[name]
 
 
@@ -265,21 +241,18 @@ def from_dict(cls: type, values: dict, prefix: str = "") -> Any:
 def convert(kind: Any, value: Any, key: str) -> Any:
     """`value` as `kind`: int, float, bool, str or a Literal. Numbers are never rounded, truth never guessed."""
     if get_origin(kind) is Literal:
-        if value in get_args(kind):
-            return value
-        raise ConfigError(
-            f"{key} must be one of {', '.join(get_args(kind))}, not {value!r}{nearest(value, get_args(kind))}"
-        )
-    if kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        try:  # YAML reads 1e-4 as a string
-            number = float(value)
-            if math.isfinite(number):
-                return number
-        except ValueError:
-            pass
-    if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+        options = get_args(kind)
+        if value not in options:
+            raise ConfigError(f"{key} must be one of {', '.join(options)}, not {value!r}{nearest(value, options)}")
+        return value
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind is float and (number or isinstance(value, str)):  # YAML reads 1e-4 as a string
+        with contextlib.suppress(ValueError):
+            if math.isfinite(float(value)):
+                return float(value)
+    if kind is str and number:
         return str(value)
-    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+    if kind is not float and isinstance(value, kind) and (number or kind is not int):
         return value
     raise ConfigError(f"{key} must be {kind.__name__}, not {value!r}")
 
@@ -291,9 +264,8 @@ def nearest(key: Any, valid: Any, prefix: str = "") -> str:
         return f"; did you mean {prefix}{close[0]}?"
     if list(valid) != list(PRESETS):
         dotted = [f"{g.name}.{f.name}" for g in dataclasses.fields(Config) for f in dataclasses.fields(g.type)]
-        close = [d for d in dotted if d.split(".")[1] == key] or difflib.get_close_matches(
-            prefix + str(key), dotted, n=1
-        )
+        close = [d for d in dotted if d.split(".")[1] == key]
+        close = close or difflib.get_close_matches(prefix + str(key), dotted, n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
 
@@ -302,9 +274,13 @@ def require(condition: bool, key: str, wanted: str) -> None:
         raise ConfigError(f"{key} must be {wanted}")
 
 
-def to_dict(config: Any) -> dict:
-    """Nested plain values, ready for JSON; `from_dict` reads them back."""
-    return dataclasses.asdict(config)
+def at_least(least: int, config: Any, group: str, names: str) -> None:
+    """`require` of several settings of one group, their names with spaces between."""
+    for name in names.split():
+        require(getattr(config, name) >= least, f"{group}.{name}", f"at least {least}")
+
+
+to_dict = dataclasses.asdict  # nested plain values, ready for JSON; `from_dict` reads them back
 
 
 def config_json(config: Any) -> str:

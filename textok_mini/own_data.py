@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from tqdm.contrib.concurrent import thread_map
 
 from textok_mini.config import DataConfig
 from textok_mini.hub import hub_reachable
-from textok_mini.paths import data_dir
+from textok_mini.paths import beside, data_dir
 
 CHECKS = 2  # raise it whenever a row would be judged otherwise: kept verdicts are found by it
 HELD_OUT_SHARE = 0.1  # of rows, where there is no test split
@@ -32,7 +32,8 @@ MOST_WORDS = 1_000
 METADATA = "metadata.jsonl"
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
-decode = datasets.Image().decode_example  # of a picture as `datasets` stores it: {"bytes": ..., "path": ...}
+AS_STORED = datasets.Image(decode=False)  # {"bytes": ..., "path": ...}
+decode = datasets.Image().decode_example  # of such a picture
 
 
 class DataError(ValueError):
@@ -120,30 +121,24 @@ def judge(source: str, key: list, find: Callable[[], tuple], config: DataConfig,
     if problems and not config.skip_bad_rows:
         more = f" ({len(problems) - 1} more like this)" if problems[1:] else ""
         raise DataError(f"{problems[0][1]}; data.skip_bad_rows=true leaves bad rows out{more}")
-    skipped = dict(Counter(kind for kind, _ in problems).most_common())
-    if skipped:
+    if skipped := dict(Counter(kind for kind, _ in problems).most_common()):
         counts = ", ".join(f"{count} {kind}" for kind, count in skipped.items())
         print(f"{source}: skipped {len(problems)} bad rows: {counts}")
-    good = {
-        split: [[row.id, " ".join(row.caption.split()), row.label] for row in rows if row.where not in bad]
-        for split, rows in splits.items()
-    }
-    if set(good) <= {"train"}:  # no split for testing
-        rows = good.get("train", [])
-        good = {name: [row for row in rows if is_for_test(row[0]) == (name == "test")] for name in ("train", "test")}
-    verdict = {"splits": good, "skipped": skipped}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}.part")
-    unfinished.write_text(json.dumps(verdict), encoding="utf-8")
-    os.replace(unfinished, path)
+    if set(splits) <= {"train"}:  # no split for testing
+        splits = {name: [row for row in rows if is_for_test(row.id) == (name == "test")] for name in ("train", "test")}
+    verdict = {"splits": {}, "skipped": skipped}
+    for split, rows in splits.items():
+        kept = [[row.id, " ".join(row.caption.split()), row.label] for row in rows if row.where not in bad]
+        verdict["splits"][split] = kept
+    with beside(path) as part:
+        part.write_text(json.dumps(verdict), encoding="utf-8")
     return verdict
 
 
 def columns_of(verdict: dict, split: str, names: list[str], source: str) -> dict:
     """One split's good rows as `CaptionedImages` takes them, but for their pictures."""
     known_split(split, verdict["splits"], source)
-    rows = verdict["splits"][split]
-    if not rows:
+    if not (rows := verdict["splits"][split]):
         raise DataError(f"{source}: split {split!r} is empty; add pictures, or make a folder for each split")
     place = {name: index for index, name in enumerate(names)}
     ids, captions, labels = map(list, zip(*rows, strict=True))
@@ -163,35 +158,33 @@ def folder_rows(root: Path) -> tuple[dict[str, list[Row]], list[tuple[str, str]]
     if not lists:
         example = '{"file_name": "a.png", "caption": "a red apple"}'
         raise DataError(f"{root} has no {METADATA}: write one, a line a picture, like {example}")
-    splits: dict[str, list[Row]] = {}
-    problems: list[tuple[str, str]] = []
-    lines: dict[str, int] = {}  # of a picture: the number of its line
-    for path in lists:
-        for number, line in enumerate(path.read_bytes().splitlines(), 1):
-            if not line.strip():
-                continue
-            where = f"{path} line {number}"
-            try:
-                values = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                problems.append(("bad line", f"{where}: not valid JSON ({error}); write one object a line"))
-                continue
-            name = values.get("file_name") if isinstance(values, dict) else None
-            if not isinstance(name, str) or not name:
-                problems.append(("bad line", f"{where}: no file_name; name the picture that the line is for"))
-                continue
-            where = f"{where} ({name})"
-            file = os.path.normpath(os.path.relpath(path.parent / name, root))
-            if Path(name).is_absolute() or file.startswith(".."):
-                problems.append(("outside", f"{where}: leads out of the folder; copy the picture into it"))
-            elif file in lines:
-                problems.append(("duplicate", f"{where}: line {lines[file]} has this picture too; delete one line"))
-            else:
-                lines[file] = number
-                top = Path(file).parts[0]  # the folder with this list, or `test/`, ... under a list for all
-                split = top if path.parent != root or top in ("test", "validation", "zero-shot") else "train"
-                row = Row(where, file, values.get("caption"), values.get("label"), partial(Image.open, root / file))
-                splits.setdefault(split, []).append(row)
+    splits, problems, lines = defaultdict(list), [], {}  # lines: of a picture, the number of its line
+    numbered = [(path, *line) for path in lists for line in enumerate(path.read_bytes().splitlines(), 1)]
+    for path, number, line in numbered:
+        if not line.strip():
+            continue
+        where = f"{path} line {number}"
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            problems.append(("bad line", f"{where}: not valid JSON ({error}); write one object a line"))
+            continue
+        name = values.get("file_name") if isinstance(values, dict) else None
+        if not isinstance(name, str) or not name:
+            problems.append(("bad line", f"{where}: no file_name; name the picture that the line is for"))
+            continue
+        where = f"{where} ({name})"
+        file = os.path.normpath(os.path.relpath(path.parent / name, root))
+        if Path(name).is_absolute() or file.startswith(".."):
+            problems.append(("outside", f"{where}: leads out of the folder; copy the picture into it"))
+        elif file in lines:
+            problems.append(("duplicate", f"{where}: line {lines[file]} has this picture too; delete one line"))
+        else:
+            lines[file] = number
+            top = Path(file).parts[0]  # the folder with this list, or `test/`, ... under a list for all
+            split = top if path.parent != root or top in ("test", "validation", "zero-shot") else "train"
+            row = Row(where, file, values.get("caption"), values.get("label"), partial(Image.open, root / file))
+            splits[split].append(row)
     for file in sorted(root.rglob("*")):
         is_picture = file.suffix.lower() in PICTURES and not file.name.startswith(".")
         if is_picture and str(file.relative_to(root)) not in lines:
@@ -206,8 +199,8 @@ def check_folder(root: Path, config: DataConfig, split: str, image_size: int) ->
     verdict = judge(str(root), [str(root), listing], partial(folder_rows, root), config, image_size)
     names = names_of(row[2] for rows in verdict["splits"].values() for row in rows)
     columns = columns_of(verdict, split, names, str(root))
-    pictures = datasets.Dataset.from_dict({"image": [str(root / file) for file in columns["ids"]]})
-    return columns | {"table": pictures.cast_column("image", datasets.Image(decode=False))}
+    pictures = {"image": [str(root / file) for file in columns["ids"]]}
+    return columns | {"table": datasets.Dataset.from_dict(pictures, datasets.Features({"image": AS_STORED}))}
 
 
 def load_from_hub(name: str) -> datasets.DatasetDict:
@@ -229,16 +222,14 @@ def check_hub(config: DataConfig, split: str, image_size: int) -> dict:
     tables = load_from_hub(source)
     undivided = set(tables) == {"train"}
     known_split(split, ("train", "test") if undivided else tables, source)
-    home = "train" if undivided else split
-    table = tables[home]
+    table = tables[home := "train" if undivided else split]
     for key, column in (("image_column", image), ("caption_column", text)):
         if column not in table.column_names:
             there = ", ".join(table.column_names)
             raise DataError(f"{source} has no column {column!r}: set data.{key} to one of {there}")
     if not isinstance(table.features[image], datasets.Image):
         raise DataError(f"{source}: column {image!r} holds no pictures but {table.features[image]}")
-    pictures = table.select_columns([image]).rename_columns({image: "image"})
-    pictures = pictures.cast_column("image", datasets.Image(decode=False))
+    pictures = table.select_columns([image]).rename_columns({image: "image"}).cast_column("image", AS_STORED)
     names = getattr(table.features.get(label), "names", None)  # of a ClassLabel, whose values are numbers
 
     def find() -> tuple[dict[str, list[Row]], list[tuple[str, str]]]:

