@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from textok_mini import comparison, data, launch, results
 from textok_mini.config import DataConfig, preset
@@ -73,10 +74,27 @@ def test_smoothed_is_a_running_mean():
 
 
 def test_following_a_run_that_fails_ends_the_others_and_says_why(tmp_path):
-    started = launch.start({"bad": ["tokenizer.text_dim=7"], "good": ["training.steps=100000"]}, "smoke", tmp_path)
+    commands = {"good": ["training.steps=100000"], "bad": ["tokenizer.text_dim=7"]}
     with pytest.raises(TrainingError, match=r"training bad failed: error: .*text_dim=384"):
-        launch.follow(started, every=0.2)
-    assert started["good"][0].poll() is not None
+        launch.follow(commands, "smoke", tmp_path, together=2, every=0.2)
+    with FileLock(tmp_path / "good" / ".lock", timeout=0):  # its process has let go of it
+        assert not (tmp_path / "good" / "model.safetensors").exists()
+
+
+def test_runs_follow_one_another_where_cores_are_few(tmp_path, monkeypatch):
+    class Ended:
+        returncode = 0
+        poll = terminate = wait = lambda self: 0
+
+    started, drawn = [], []
+    monkeypatch.setattr(launch, "start", lambda *given: started.append(given) or Ended())
+    monkeypatch.setattr(launch.os, "cpu_count", lambda: 2)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "log.jsonl").write_text('{"step": 7}\n')
+    launch.follow({"one": ["a=1"], "two": []}, "smoke", tmp_path, drawn.append, every=0)
+    assert started == [(["a=1"], "smoke", tmp_path / "one", 2), ([], "smoke", tmp_path / "two", 2)]
+    assert drawn[-1] == {"one": [{"step": 7}], "two": [{"step": 7}]}
 
 
 def test_a_half_written_log_line_is_left_out(tmp_path):

@@ -53,6 +53,14 @@ def test_parameter_files_have_just_the_notebooks_parameters(path):
         assert given == set(papermill.inspect_notebook(str(notebook))) - {"output_dir"}
 
 
+def test_what_a_notebook_says_is_the_laptop_run():
+    """Started cell by cell it does what `make` does, and its committed outputs are of the settings it shows."""
+    laptop = yaml.safe_load((ROOT / "notebooks" / "parameters" / "laptop.yaml").read_text())
+    for notebook in NOTEBOOKS:
+        shown = papermill.inspect_notebook(str(notebook))
+        assert {k: ast.literal_eval(v["default"]) for k, v in shown.items() if k != "output_dir"} == laptop
+
+
 @pytest.fixture(scope="module")
 def smoke_copy(tmp_path_factory):
     folder = tmp_path_factory.mktemp("smoke")

@@ -1,6 +1,5 @@
 """The pictures that notebooks share: images with their captions beneath, strips to compare, curves with bands."""
 
-import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
+
+from textok_mini.paths import beside
 
 # One colour an arm through the whole book, told apart also without colour vision (Okabe and Ito's palette).
 COLOURS = {"textok": "#0072B2", "twin": "#D55E00", "registers": "#009E73", "wrong caption": "#CC79A7"}
@@ -29,9 +30,8 @@ def save_image_grid(rows: Sequence[Tensor], path: Path, gap: int = 2) -> None:
     """Rows of equally many images as one PNG, written beside and renamed."""
     strips = [np.pad(to_uint8(row), ((0, 0), (gap, gap), (gap, gap), (0, 0)), constant_values=255) for row in rows]
     grid = rearrange(np.stack(strips), "row b h w c -> (row h) (b w) c")
-    beside = path.with_suffix(".part")
-    Image.fromarray(grid).save(beside, format="PNG")
-    os.replace(beside, path)
+    with beside(path) as part:
+        Image.fromarray(grid).save(part, format="PNG")
 
 
 def show_images(

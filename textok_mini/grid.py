@@ -16,7 +16,6 @@ Training happens under `runs/`; beside the grid.yaml stay the small results, a f
 `metrics.npz` with every image's figures. The unit of an interval is the training seed (Student's t).
 """
 
-import os
 import re
 import shutil
 import sys
@@ -32,7 +31,7 @@ from textok_mini.config import Config, ConfigError, load_config
 from textok_mini.data import DataError, load_data
 from textok_mini.evaluation import Interval, seeds_interval
 from textok_mini.launch import read_log
-from textok_mini.paths import project_root
+from textok_mini.paths import beside, project_root
 from textok_mini.training import TrainingError, train
 
 KEYS = {"preset", "common", "seeds", "arms", "comparisons", "lasting", "wrong"}
@@ -98,8 +97,8 @@ def keep(run_folder: Path, kept: Path, metrics: dict[str, np.ndarray]) -> None:
     kept.mkdir(parents=True, exist_ok=True)
     for name in KEPT:
         shutil.copyfile(run_folder / name, kept / name)
-    np.savez_compressed(kept / "metrics.part.npz", **metrics)
-    os.replace(kept / "metrics.part.npz", kept / "metrics.npz")
+    with beside(kept / "metrics.npz") as part, part.open("wb") as file:
+        np.savez_compressed(file, **metrics)
 
 
 def per_seed(folder: Path, grid: dict, arm: str, key: str) -> dict[int, float]:
@@ -157,6 +156,8 @@ def report(folder: Path) -> str:
                 right, wrong = (per_seed(folder, grid, arm, f"test/{c}/{metric}") for c in ("right", condition))
                 cost.append(f"{seeds_interval([wrong[s] - right[s] for s in right]):+.3f}" if len(right) > 1 else "-")
             lines.append("| " + " | ".join([condition, *cost]) + " |")
+    if missing := [name for name, *_ in cells(grid) if not (folder / name / "metrics.npz").exists()]:
+        lines += ["", f"Not run yet: {', '.join(missing)}."]
     return "\n".join(lines)
 
 
@@ -197,9 +198,8 @@ def write_readme(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     pattern = re.compile(r"(<!-- grid: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
     new = pattern.sub(lambda m: f"{m[1]}{report(path.parent / m[2])}\n{m[3]}", text)
-    beside = path.with_suffix(".part")
-    beside.write_text(new, encoding="utf-8")
-    os.replace(beside, path)
+    with beside(path) as part:
+        part.write_text(new, encoding="utf-8")
 
 
 def main(arguments: list[str]) -> int:

@@ -5,7 +5,6 @@ Nothing here is typed: every figure comes from the runs in a folder, every diffe
 
 import json
 import math
-import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from textok_mini.config import Config, TexTokConfig, to_dict
 from textok_mini.data import CaptionedImages, load_data
 from textok_mini.evaluation import Interval, bootstrap_mean, image_metrics
 from textok_mini.launch import read_log
+from textok_mini.paths import beside
 from textok_mini.scenes import CHANGES
 from textok_mini.text import FrozenTextEncoder, TextTokens
 from textok_mini.tokenizer import TexTok
@@ -171,7 +171,6 @@ def save(report: Mapping[str, Any], folder: str | Path) -> Path:
         },
     }
     path = Path(folder) / "results.json"
-    beside = path.with_suffix(".part")
-    beside.write_text(json.dumps(values, indent=1), encoding="utf-8")
-    os.replace(beside, path)
+    with beside(path) as part:
+        part.write_text(json.dumps(values, indent=1), encoding="utf-8")
     return path

@@ -10,7 +10,6 @@ is all-MiniLM-L6-v2 (22M parameters, width 384), small, real, and carried by a p
 
 import hashlib
 import importlib.resources
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +23,7 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModel, AutoTokenizer, T5EncoderModel, logging
 
 from textok_mini.hub import from_hub
-from textok_mini.paths import data_dir
+from textok_mini.paths import beside, data_dir
 
 logging.disable_progress_bar()  # weights load in a second here; the bar only clutters logs and notebooks
 
@@ -152,7 +151,5 @@ def fill_cache(encoder: FrozenTextEncoder, captions: list[str], path: Path, batc
                 rows[i] = embedding[mask].bfloat16().cpu()
             bar.update(len(batch))
     offsets = torch.tensor([0, *(len(row) for row in rows)]).cumsum(0)
-    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    counted = torch.tensor(encoder.cut - cut)
-    save_file({"tokens": torch.cat(rows), "offsets": offsets, "cut": counted}, beside)
-    os.replace(beside, path)
+    with beside(path) as part:
+        save_file({"tokens": torch.cat(rows), "offsets": offsets, "cut": torch.tensor(encoder.cut - cut)}, part)

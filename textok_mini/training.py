@@ -35,6 +35,7 @@ from textok_mini.device import tune_cpu
 from textok_mini.figures import save_image_grid
 from textok_mini.hub import first_line
 from textok_mini.losses import LPIPS, tokenizer_loss
+from textok_mini.paths import beside
 from textok_mini.text import CachedText, FrozenTextEncoder
 from textok_mini.tokenizer import TexTok
 
@@ -76,7 +77,8 @@ def train(config: Config, output_dir: str | Path) -> Path:
         )
 
     if accelerator.is_main_process:  # only now: a run that never began must not keep the folder to itself
-        write_text(output_dir / "config.json", config_json(config))
+        with beside(output_dir / "config.json") as part:
+            part.write_text(config_json(config), encoding="utf-8")
     torch.manual_seed(t.seed)
     model = TexTok(config.tokenizer).to(accelerator.device)
     ema = AveragedModel(model, multi_avg_fn=warmed_up_ema(t.ema))
@@ -192,16 +194,14 @@ class Run:
         if not self.main:
             return
         last, previous = self.checkpoints
-        last.parent.mkdir(exist_ok=True)
         append(self.timing_path, {"step": step, "seconds": round(self.elapsed(), 3)})
         state = {name: part.state_dict() for name, part in self.parts.items()}
         state |= {"step": step, "seconds": self.elapsed()}
         state |= {"log_bytes": self.log_path.stat().st_size, "timing_bytes": self.timing_path.stat().st_size}
-        beside = last.with_suffix(".part")
-        torch.save(state, beside)
-        if last.exists():
-            os.replace(last, previous)
-        os.replace(beside, last)
+        with beside(last, alone=True) as part:
+            torch.save(state, part)
+            if last.exists():
+                os.replace(last, previous)
 
     def log(self, line: dict[str, Any]) -> None:
         if self.main:
@@ -243,13 +243,6 @@ def check_folder(config: Config, folder: Path) -> None:
         raise TrainingError(
             f"{path}: another run's config, it differs in {', '.join(differ)}; choose another output_dir"
         )
-
-
-def write_text(path: Path, text: str) -> None:
-    """Written beside and renamed."""
-    beside = path.with_suffix(".part")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
 
 
 def text_encoder(config: Config, captions: list[str], device: torch.device) -> Any:
@@ -320,11 +313,8 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """safetensors, written beside and renamed."""
-    path.parent.mkdir(exist_ok=True)
-    beside = path.with_suffix(".part")
-    save_file(model.state_dict(), beside)
-    os.replace(beside, path)
+    with beside(path) as part:
+        save_file(model.state_dict(), part)
 
 
 def append(path: Path, line: dict[str, Any]) -> None:
