@@ -53,11 +53,7 @@ def test_no_latents_need_text_in_the_detokenizer():
 
 def test_overrides_reach_their_field_and_nothing_else():
     config = load_config("laptop", ["training.learning_rate=1e-4", "seed=3", "data=some/folder"])
-    assert (config.training.learning_rate, config.training.seed, config.data.source) == (
-        1e-4,
-        3,
-        "some/folder",
-    )
+    assert (config.training.learning_rate, config.training.seed, config.data.source) == (1e-4, 3, "some/folder")
     assert config.tokenizer == preset("laptop").tokenizer
 
 

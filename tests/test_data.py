@@ -300,26 +300,14 @@ BAD = {
     "truncated JPEG": (truncated_jpeg, "line 2 (1.jpg)", "cannot be read"),
     "not a picture": (lambda m: (m.parent / "1.png").write_text("hello"), "line 2 (1.png)", "cannot be read"),
     "tiny": (lambda m: picture(100, 31).save(m.parent / "5.png"), "line 6 (5.png)", "has 31 pixels"),
-    "duplicate": (
-        lambda m: edit(m, 5, file_name="./0.png"),
-        "line 5 (./0.png)",
-        "line 1 has this picture too",
-    ),
-    "picture without a row": (
-        lambda m: picture().save(m.parent / "lost.JPG"),
-        "lost.JPG",
-        "has no line for it",
-    ),
+    "duplicate": (lambda m: edit(m, 5, file_name="./0.png"), "line 5 (./0.png)", "line 1 has this picture too"),
+    "picture without a row": (lambda m: picture().save(m.parent / "lost.JPG"), "lost.JPG", "has no line for it"),
     "row without a picture": (lambda m: (m.parent / "7.png").unlink(), "line 8 (7.png)", "no such file"),
     "broken JSON": (lambda m: m.write_text(m.read_text() + "{'a'\n"), "line 13", "not valid JSON"),
     "not UTF-8": (lambda m: m.write_bytes(m.read_bytes() + b'{"a": "\xff"}\n'), "line 13", "not valid JSON"),
     "no file name": (lambda m: m.write_text(m.read_text() + "[1]\n"), "line 13", "no file_name"),
     "outside": (lambda m: edit(m, 2, file_name="../1.png"), "line 2 (../1.png)", "leads out of the folder"),
-    "absolute": (
-        lambda m: edit(m, 2, file_name="/etc/passwd"),
-        "line 2 (/etc/passwd)",
-        "leads out of the folder",
-    ),
+    "absolute": (lambda m: edit(m, 2, file_name="/etc/passwd"), "line 2 (/etc/passwd)", "leads out of the folder"),
     "label that is a list": (lambda m: edit(m, 2, label=[1]), "line 2 (1.png)", "label [1]"),
     "label that is a truth": (lambda m: edit(m, 2, label=True), "line 2 (1.png)", "label True"),
 }
@@ -429,10 +417,7 @@ def hub(monkeypatch, splits: dict[str, int], labels=None):
     features = {"picture": datasets.Image(), "text": datasets.Value("string")}
     tables = {}
     for split, count in splits.items():
-        columns = {
-            "picture": [picture(seed=i) for i in range(count)],
-            "text": [f"hub {i}" for i in range(count)],
-        }
+        columns = {"picture": [picture(seed=i) for i in range(count)], "text": [f"hub {i}" for i in range(count)]}
         if labels:
             columns["label"] = [i % 2 for i in range(count)]
         known = datasets.Features(features | ({"label": labels} if labels else {}))
@@ -499,11 +484,7 @@ def test_prepare_says_what_it_made(home, monkeypatch, capsys):
     data.main()
     printed = capsys.readouterr().out
     assert "openmoji-scenes train: 20 pictures of 16 px" in printed and "zero-shot: 40 pictures" in printed
-    assert "CC BY-SA 4.0" in printed and {p.stem for p in home.rglob("*.arrow")} == {
-        "train",
-        "test",
-        "zero-shot",
-    }
+    assert "CC BY-SA 4.0" in printed and {p.stem for p in home.rglob("*.arrow")} == {"train", "test", "zero-shot"}
 
 
 @pytest.mark.parametrize(

@@ -77,11 +77,7 @@ def test_image_metrics_are_per_image_in_order_whatever_the_batches():
     noise = torch.randn(original.shape, generator=torch.Generator().manual_seed(1))
     noisy = original + noise * torch.tensor([0.05, 0.1, 0.2, 0.4, 0.8]).view(5, 1, 1, 1)
     metrics = image_metrics(noisy, original, lpips_trunk="alex", batch_size=2)
-    assert {name: values.shape for name, values in metrics.items()} == {
-        "psnr": (5,),
-        "ssim": (5,),
-        "lpips": (5,),
-    }
+    assert {name: values.shape for name, values in metrics.items()} == {"psnr": (5,), "ssim": (5,), "lpips": (5,)}
     assert (np.diff(metrics["psnr"]) < 0).all() and (np.diff(metrics["ssim"]) < 0).all()
     with torch.no_grad():
         expected = LPIPS("alex")(noisy.clamp(-1, 1), original)
@@ -91,14 +87,7 @@ def test_image_metrics_are_per_image_in_order_whatever_the_batches():
 
 
 def test_to_uint8_rounds_to_nearest_and_clips():
-    assert to_uint8(torch.tensor([-3.0, -1.0, -0.003, 0.005, 1.0, 3.0])).tolist() == [
-        0,
-        0,
-        127,
-        128,
-        255,
-        255,
-    ]
+    assert to_uint8(torch.tensor([-3.0, -1.0, -0.003, 0.005, 1.0, 3.0])).tolist() == [0, 0, 127, 128, 255, 255]
 
 
 # --- per set of images ---

@@ -16,10 +16,7 @@ from textok_mini.weights import trunk_file
 
 # The trunks once more: (kernel, stride, padding) of each convolution; the order of c(onvolution with ReLU),
 # M(ax pool), and "." where LPIPS looks.
-CONV = {
-    "vgg": [(3, 1, 1)] * 13,
-    "alex": [(11, 4, 2), (5, 1, 2), (3, 1, 1), (3, 1, 1), (3, 1, 1)],
-}
+CONV = {"vgg": [(3, 1, 1)] * 13, "alex": [(11, 4, 2), (5, 1, 2), (3, 1, 1), (3, 1, 1), (3, 1, 1)]}
 PLAN = {"vgg": "cc. M cc. M ccc. M ccc. M ccc.", "alex": "c. M c. M c. c. c."}
 POOL = {"vgg": (2, 2), "alex": (3, 2)}
 

@@ -114,10 +114,7 @@ def test_a_wrong_python_is_one_clear_line(tmp_path):
     old = tmp_path / "python3.10"
     old.write_text('#!/bin/sh\ncase "$1" in -V) echo Python 3.10.4 ;; -c) exit 1 ;; esac\n')
     old.chmod(0o755)
-    for python, message in (
-        (old, "is Python 3.10.4, but Python 3.11 to 3.13 is needed"),
-        ("absent", "no absent"),
-    ):
+    for python, message in ((old, "is Python 3.10.4, but Python 3.11 to 3.13 is needed"), ("absent", "no absent")):
         made = subprocess.run(["make", "setup", f"PYTHON={python}"], cwd=tmp_path, capture_output=True, text=True)
         assert made.returncode and message in made.stderr and made.stderr.count("error:") == 1
         assert not (tmp_path / ".venv").exists()

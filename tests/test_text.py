@@ -69,10 +69,7 @@ def test_t5_in_fp16_is_refused(tiny_t5):
 
 def test_missing_encoder_is_one_clear_line(monkeypatch, tmp_path):
     monkeypatch.setattr("textok_mini.hub.hub_reachable", lambda: False)
-    for name, message in (
-        ("google/t5-v1_1-xl", "cannot be reached"),
-        (str(tmp_path / "none"), "no such folder"),
-    ):
+    for name, message in (("google/t5-v1_1-xl", "cannot be reached"), (str(tmp_path / "none"), "no such folder")):
         with pytest.raises(OSError, match=message) as error:
             FrozenTextEncoder(name)
         assert "\n" not in str(error.value) and name in str(error.value)

@@ -117,12 +117,7 @@ def test_a_finished_run_is_left_alone_and_another_config_is_refused(tmp_path):
 
 def test_one_step_is_torchs_adamw(tmp_path, monkeypatch):
     """The whole first step again by hand: data order, noise, loss, clipping, AdamW, EMA's first copy."""
-    settings = (
-        "training.steps=1",
-        "training.warmup_steps=0",
-        "training.perceptual=none",
-        "training.gradient_clip=0",
-    )
+    settings = ("training.steps=1", "training.warmup_steps=0", "training.perceptual=none", "training.gradient_clip=0")
     config = smoke(*settings, "tokenizer.text_in=none", "training.learning_rate=1e-3")
     train(config, tmp_path)
     rows = training.load_data(config.data, "train", 32)

@@ -63,12 +63,7 @@ def test_convert_turns_kernels_around():
         for n in range(5)
     }
     tensors = weights.convert(layers, "alex")
-    assert list(tensors)[:4] == [
-        "features.0.weight",
-        "features.0.bias",
-        "features.3.weight",
-        "features.3.bias",
-    ]
+    assert list(tensors)[:4] == ["features.0.weight", "features.0.bias", "features.3.weight", "features.3.bias"]
     assert tensors["features.0.weight"].shape == (2, 3, 5, 4)
     assert tensors["features.0.weight"][1, 2, 4, 3] == layers["Conv_0"]["kernel"][4, 3, 2, 1]
 

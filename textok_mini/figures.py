@@ -35,11 +35,7 @@ def save_image_grid(rows: Sequence[Tensor], path: Path, gap: int = 2) -> None:
 
 
 def show_images(
-    images: Tensor,
-    captions: Sequence[str] | None = None,
-    columns: int = 6,
-    width: float = 1.9,
-    lines: int = 5,
+    images: Tensor, captions: Sequence[str] | None = None, columns: int = 6, width: float = 1.9, lines: int = 5
 ) -> Figure:
     """Images with their captions wrapped beneath them. A caption is text, never mathtext: `$` stays `$`."""
     pictures = to_uint8(images)
@@ -99,12 +95,7 @@ def plot_differences(axis: Axes, differences: Mapping[str, tuple[float, float, f
     """Named differences as (mean, low, high): points with their intervals, zero marked."""
     for i, (name, (mean, low, high)) in enumerate(differences.items()):
         axis.errorbar(
-            mean,
-            -i,
-            xerr=[[mean - low], [high - mean]],
-            fmt="o",
-            capsize=3,
-            color=COLOURS.get(name, "#333333"),
+            mean, -i, xerr=[[mean - low], [high - mean]], fmt="o", capsize=3, color=COLOURS.get(name, "#333333")
         )
     axis.axvline(0, color="#888888", lw=0.8)
     axis.set(yticks=[-i for i in range(len(differences))], yticklabels=list(differences), xlabel=label)

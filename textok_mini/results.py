@@ -118,10 +118,7 @@ def smoothed(log: list[dict], key: str, window: int = 5) -> tuple[list[float], n
 
 
 def learning_curves(
-    folder: str | Path,
-    rows: CaptionedImages,
-    encoder: FrozenTextEncoder,
-    arms: Sequence[str] = ("textok", "twin"),
+    folder: str | Path, rows: CaptionedImages, encoder: FrozenTextEncoder, arms: Sequence[str] = ("textok", "twin")
 ) -> dict[str, dict[str, list[float]]]:
     """PSNR and LPIPS of every snapshot of each arm on `rows`, by step and by seconds of training."""
     originals, curves = to_float(rows.images(list(range(len(rows))))), {}

@@ -41,8 +41,7 @@ class TextTokens(NamedTuple):
         """The same tokens in `tokens` slots; the new ones are masked out."""
         extra = tokens - self.mask.shape[1]
         return TextTokens(
-            torch.nn.functional.pad(self.embeddings, (0, 0, 0, extra)),
-            torch.nn.functional.pad(self.mask, (0, extra)),
+            torch.nn.functional.pad(self.embeddings, (0, 0, 0, extra)), torch.nn.functional.pad(self.mask, (0, extra))
         )
 
 
