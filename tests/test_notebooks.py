@@ -91,6 +91,18 @@ def test_smoke_copy_passes_nbval(smoke_copy):
     assert re.search(r"\d\d passed", done.stdout)
 
 
+def test_a_kept_copy_has_the_outputs_and_nothing_of_the_run(smoke_copy, tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.setattr(notebooks, "project_root", lambda: tmp_path)
+    executed = nbformat.read(smoke_copy / "00_quickstart.ipynb", as_version=4)
+    kept = nbformat.read(notebooks.keep(smoke_copy / "00_quickstart.ipynb"), as_version=4)
+    source = nbformat.read(ROOT / "notebooks" / "00_quickstart.ipynb", as_version=4)
+    assert [cell.source for cell in kept.cells] == [cell.source for cell in source.cells]
+    assert len(kept.cells) == len(executed.cells) - 1 and "papermill" not in json.dumps(kept)
+    assert sum(len(cell.outputs) for cell in kept.cells if cell.cell_type == "code") > 20
+    assert not any("\r" in str(output) for cell in kept.cells for output in cell.get("outputs", []))
+
+
 def test_an_unknown_notebook_preset_or_parameter_is_one_line(tmp_path, capsys):
     for arguments, message in (
         (["00_quickstrat"], "did you mean 00_quickstart?"),
