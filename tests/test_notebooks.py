@@ -100,7 +100,7 @@ def test_a_kept_copy_has_the_outputs_and_nothing_of_the_run(smoke_copy, tmp_path
     source = nbformat.read(ROOT / "notebooks" / "00_quickstart.ipynb", as_version=4)
     assert [cell.source for cell in kept.cells] == [cell.source for cell in source.cells]
     assert len(kept.cells) == len(executed.cells) - 1 and "papermill" not in json.dumps(kept)
-    assert sum(len(cell.outputs) for cell in kept.cells if cell.cell_type == "code") > 20
+    assert sum(len(cell.outputs) for cell in kept.cells if cell.cell_type == "code") >= 15
     assert not any("\r" in str(output) for cell in kept.cells for output in cell.get("outputs", []))
 
 

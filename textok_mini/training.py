@@ -110,6 +110,7 @@ def train(config: Config, output_dir: str | Path) -> Path:
         accelerator.backward(loss)
         norm = accelerator.clip_grad_norm_(stepped.parameters(), t.gradient_clip or math.inf)
         if not torch.isfinite(loss) or not torch.isfinite(norm):
+            bar.close()
             raise TrainingError(
                 f"step {step}: the loss is {loss.item()} and the gradient's norm {norm.item()}; rows "
                 f"{', '.join(batch['id'])}; last good checkpoint: {run.last_checkpoint()}; lower training.learning_rate"
