@@ -36,8 +36,8 @@ def follow(
 ) -> None:
     """One training a name, `commands[name]` its overrides, into `folder/name`; `draw(logs)` is shown meanwhile.
 
-    `together` run at a time and share the cores: all, but on few cores one after the other, since a core that waits
-    for the longest run is lost (measured: a quarter of the time with a run that takes twice as long as its twin).
+    `together` run at a time and share the cores: all, but on few cores one after the other, so that no core idles
+    beside the longest run (with two slow cores a pair of runs took about as long either way).
     Raises TrainingError with the last line of a run that failed; the others are then ended (they can resume)."""
     cores, folders = os.cpu_count() or 1, {name: Path(folder) / name for name in commands}
     together = together or (len(commands) if cores >= 2 * len(commands) else 1)
