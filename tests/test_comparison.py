@@ -76,19 +76,19 @@ def test_smoothed_is_a_running_mean():
 def test_following_a_run_that_fails_ends_the_others_and_says_why(tmp_path):
     commands = {"good": ["training.steps=100000"], "bad": ["tokenizer.text_dim=7"]}
     with pytest.raises(TrainingError, match=r"training bad failed: error: .*text_dim=384"):
-        launch.follow(commands, "smoke", tmp_path, together=2, every=0.2)
+        launch.follow(commands, "smoke", tmp_path, every=0.2)
     with FileLock(tmp_path / "good" / ".lock", timeout=0):  # its process has let go of it
         assert not (tmp_path / "good" / "model.safetensors").exists()
 
 
-def test_runs_follow_one_another_where_cores_are_few(tmp_path, monkeypatch):
+def test_runs_share_the_cores_and_their_logs_are_drawn(tmp_path, monkeypatch):
     class Ended:
         returncode = 0
         poll = terminate = wait = lambda self: 0
 
     started, drawn = [], []
     monkeypatch.setattr(launch, "start", lambda *given: started.append(given) or Ended())
-    monkeypatch.setattr(launch.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(launch.os, "cpu_count", lambda: 5)
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "log.jsonl").write_text('{"step": 7}\n')

@@ -146,6 +146,12 @@ def test_one_step_is_torchs_adamw(tmp_path, monkeypatch):
         torch.testing.assert_close(after[name][moved], expected[moved], atol=2e-5, rtol=0)
 
 
+def test_the_latents_noise_grows_to_its_full_deviation_at_the_last_step():
+    config = smoke("training.steps=10", "training.batch_size=64", "tokenizer.num_latent_tokens=64")
+    deviations = [training.step_noise(config, step).std().item() for step in (1, 5, 10, 11)]
+    assert deviations == pytest.approx([0.1, 0.5, 1.0, 1.0], rel=0.02)  # of 32,768 draws: its own deviation is 0.4%
+
+
 def test_rows_come_in_epochs_and_ranks_share_the_global_batches():
     t = dataclasses.replace(TrainingConfig(), steps=10, batch_size=8, seed=3)
     whole = list(BatchOrder(35, t))

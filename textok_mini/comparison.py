@@ -94,12 +94,12 @@ def evaluate(
     if config.training.perceptual == "lpips-vgg":
         raise ValueError(f"{folder} was trained on LPIPS-VGG: it cannot be graded on it too")
     originals = to_float(rows.images(list(range(len(rows)))))
-    encoder = text_encoder(config, rows.captions, "cpu")
-    told = {"right": (None, None)}
-    for condition in conditions if encoder else ():
-        what, _, half = condition.partition(", ")
-        captions = other_captions(rows, what, config.data.captions)
-        told[condition] = (None if half == "detokenizer" else captions, captions)
+    split = {} if config.tokenizer.text_in == "none" else {c: c.partition(", ")[::2] for c in conditions}
+    lies = {what for what, _ in split.values()}
+    said = {what: other_captions(rows, what, config.data.captions) for what in lies}
+    encoder = text_encoder(config, sum(said.values(), rows.captions), "cpu")
+    told = {c: (None if half == "detokenizer" else said[what], said[what]) for c, (what, half) in split.items()}
+    told = {"right": (None, None)} | told
     return {name: image_metrics(reconstruct(model, rows, encoder, *c), originals) for name, c in told.items()}
 
 

@@ -31,24 +31,20 @@ def follow(
     preset: str,
     folder: str | Path,
     draw: Callable[[dict[str, list[dict]]], object] | None = None,
-    together: int | None = None,
     every: float = 5.0,
 ) -> None:
     """One training a name, `commands[name]` its overrides, into `folder/name`; `draw(logs)` is shown meanwhile.
 
-    `together` run at a time and share the cores: all, but on few cores one after the other, so that no core idles
-    beside the longest run (with two slow cores a pair of runs took about as long either way).
+    All run side by side and share the cores.
     Raises TrainingError with the last line of a run that failed; the others are then ended (they can resume)."""
-    cores, folders = os.cpu_count() or 1, {name: Path(folder) / name for name in commands}
-    together = together or (len(commands) if cores >= 2 * len(commands) else 1)
-    waiting, running, begun = list(commands), {}, time.perf_counter()
+    threads, folders = max(1, (os.cpu_count() or 1) // len(commands)), {n: Path(folder) / n for n in commands}
+    running, begun = {}, time.perf_counter()
     line, picture, drawn = DisplayHandle(), DisplayHandle(), False
     line.display(Markdown("starting ..."))
     try:
-        while waiting or running:
-            while waiting and len(running) < together:
-                name = waiting.pop(0)
-                running[name] = start(commands[name], preset, folders[name], max(1, cores // together))
+        for name, overrides in commands.items():
+            running[name] = start(overrides, preset, folders[name], threads)
+        while running:
             time.sleep(every)
             logs = {name: log for name in commands if (log := read_log(folders[name]))}
             steps = ", ".join(f"{name} step {log[-1]['step']}" for name, log in logs.items())

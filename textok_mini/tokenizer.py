@@ -35,8 +35,9 @@ class TexTok(nn.Module, PyTorchModelHubMixin, library_name="textok_mini", licens
         # What both twins have comes first: from one seed they then start from the same weights.
         self.patch_in = nn.Linear(patch_values, c.width)
         self.encoder_patch_positions = position_table(c.num_patches, c.width)
-        self.latent_tokens = position_table(c.num_latent_tokens, c.width)
-        self.encoder_latent_positions = position_table(c.num_latent_tokens, c.width)
+        # Small: these ask rather than tell. At 0.2 the twin without text codes nothing but the background for long.
+        self.latent_tokens = position_table(c.num_latent_tokens, c.width, deviation=0.02)
+        self.encoder_latent_positions = position_table(c.num_latent_tokens, c.width, deviation=0.02)
         self.encoder = Transformer(layers=c.encoder_layers, **shape)
         self.latent_out = nn.Linear(c.width, c.latent_dim)
 

@@ -83,9 +83,9 @@ class Transformer(nn.Module):
         return self.norm(self.blocks[-1](x, mask, keep))
 
 
-def position_table(tokens: int, width: int) -> nn.Parameter:
-    """Learned tokens or positions, (tokens, width), deviation 0.2.
+def position_table(tokens: int, width: int, deviation: float = 0.2) -> nn.Parameter:
+    """Learned tokens or positions, (tokens, width).
 
-    ViT's 0.02 leaves tokens that nothing else tells apart (the detokenizer's patches) nearly alike, and a small
-    model without text then draws the average picture for a thousand steps (measured; so does a larger residual)."""
-    return nn.Parameter(0.2 * torch.randn(tokens, width))
+    ViT's deviation of 0.02 leaves tokens that nothing else tells apart (the detokenizer's patches) nearly alike, and a
+    small model without text then draws the average picture for a thousand steps (measured; so does a larger residual)."""
+    return nn.Parameter(deviation * torch.randn(tokens, width))
