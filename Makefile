@@ -31,8 +31,8 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[all]'; \
 	touch $@; echo "setup: installed in $$(( $$(date +%s) - start )) s"
 
-quickstart: setup ## train TexTok and its twin, compare them in a notebook: 5 to 12 minutes
-	@echo "quickstart: notebooks/00_quickstart.ipynb into runs/quickstart/, 5 to 12 minutes on two cores"
+quickstart: setup ## train TexTok and its twin, compare them in a notebook: 4 to 10 minutes
+	@echo "quickstart: notebooks/00_quickstart.ipynb into runs/quickstart/, 4 to 10 minutes on two cores"
 	@$(BIN)/python -m textok_mini.notebooks 00_quickstart output_dir=runs/quickstart
 
 test: setup ## format, lint, tests, notebooks: a few minutes
