@@ -86,6 +86,6 @@ class Transformer(nn.Module):
 def position_table(tokens: int, width: int, deviation: float = 0.2) -> nn.Parameter:
     """Learned tokens or positions, (tokens, width).
 
-    ViT's deviation of 0.02 leaves tokens that nothing else tells apart (the detokenizer's patches) nearly alike, and a
-    small model without text then draws the average picture for a thousand steps (measured; so does a larger residual)."""
+    ViT's deviation of 0.02 leaves tokens that nothing else tells apart (the detokenizer's patches) nearly alike, and
+    a small model without text then draws the average picture for long (measured; so does a larger residual)."""
     return nn.Parameter(deviation * torch.randn(tokens, width))
