@@ -85,7 +85,7 @@ class TexTokConfig:
     num_latent_tokens: int = known(128, "paper", "N in 32, 64, 128, 256")
     latent_dim: int = known(8, "paper", "d = 8")
     latent: Literal["plain", "noisy"] = known("plain", "unresolved", "plain fits MAGVIT; MAETok's table says KL")
-    latent_noise: float = kit(0.5, "`noisy`: deviation of the noise on unit-RMS latents at the end of training; it grows from 0")
+    latent_noise: float = kit(0.5, "`noisy`: unit-RMS latents, noise whose deviation grows to this in training")
     width: int = known(768, "paper", "ViT-Base")
     encoder_layers: int = known(12, "paper", "ViT-Base")
     decoder_layers: int = known(12, "paper", "ViT-Base")
