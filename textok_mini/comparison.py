@@ -18,7 +18,7 @@ from torch import Tensor
 
 from textok_mini.config import Config, from_dict
 from textok_mini.data import CaptionedImages
-from textok_mini.evaluation import distances, image_metrics, paired_bootstrap, to_uint8
+from textok_mini.evaluation import distances, metrics_of_all, paired_bootstrap, to_uint8
 from textok_mini.scenes import CHANGES, LEVELS, caption
 from textok_mini.text import CachedText, FrozenTextEncoder
 from textok_mini.tokenizer import TexTok
@@ -100,7 +100,7 @@ def evaluate(
     encoder = text_encoder(config, sum(said.values(), rows.captions), "cpu")
     told = {c: (None if half == "detokenizer" else said[what], said[what]) for c, (what, half) in split.items()}
     told = {"right": (None, None)} | told
-    return {name: image_metrics(reconstruct(model, rows, encoder, *c), originals) for name, c in told.items()}
+    return metrics_of_all({name: reconstruct(model, rows, encoder, *c) for name, c in told.items()}, originals)
 
 
 def set_distances(reconstructions: Tensor, rows: CaptionedImages) -> dict[str, float]:

@@ -50,16 +50,25 @@ class LPIPS:
         self.network.net.load_state_dict({name: tensors[f"features.{name.split('.', 1)[1]}"] for name in names})
         self.network.eval().requires_grad_(False)
 
-    def __call__(self, reconstruction: Tensor, images: Tensor) -> Tensor:
+    def __call__(self, reconstruction: Tensor, images: Tensor, known: list[Tensor] | None = None) -> Tensor:
+        """The distances (B,). `known`: `features(images)`, for images that are compared more than once."""
         shapes, smallest = (tuple(reconstruction.shape), tuple(images.shape)), SMALLEST_SIDE[self.trunk]
         if shapes[0] != shapes[1] or images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"LPIPS wants two batches (B, 3, H, W), not {shapes[0]} and {shapes[1]}")
         if min(images.shape[-2:]) < smallest:
             raise ValueError(f"LPIPS-{self.trunk} needs images of {smallest} pixels a side or more, not {shapes[1]}")
-        self.network.to(images.device)
         with torch.autocast(images.device.type, enabled=False):
             # Frozen weights and a detached target: autograd records the reconstruction's side only.
-            return self.network(reconstruction.float(), images.detach().float()).flatten()
+            theirs = known or self.features(images.detach())
+            squares = [(a - b).square() for a, b in zip(self.features(reconstruction), theirs, strict=True)]
+            layers = [head(square).mean((2, 3)) for head, square in zip(self.network.lins, squares, strict=True)]
+            return sum(layers).flatten()
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Five layers' activations, each place's channels of unit length: [(B, C, h, w), ...]."""
+        self.network.to(images.device)
+        layers = self.network.net(self.network.scaling_layer(images.float()))
+        return [lpips.normalize_tensor(layer) for layer in layers]
 
 
 def tokenizer_loss(
