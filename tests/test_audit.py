@@ -69,10 +69,7 @@ def test_a_caption_is_read():
     assert read_caption(text) == ([("red apple", "top left"), ("elephant", "bottom right")], "sky blue")
     assert read_caption(
         "hammer and wrench top left, bread top right and a top hat bottom left on a red background"
-    ) == (
-        [("hammer and wrench", "top left"), ("bread", "top right"), ("top hat", "bottom left")],
-        "red",
-    )
+    ) == ([("hammer and wrench", "top left"), ("bread", "top right"), ("top hat", "bottom left")], "red")
     for text in ("", "a dog", "top left", "on a background", "\x00\u202e" * 50, ", " * 20_000 + "top left"):
         said, background = read_caption(text)
         assert len(said) <= 1 and background == ""

@@ -1,5 +1,6 @@
 """Captions: real architectures without a hub, samples that follow from names alone, and runs that survive anything."""
 
+import dataclasses
 import importlib.util
 import json
 import multiprocessing
@@ -17,7 +18,7 @@ import torch
 import transformers as hf
 from PIL import Image
 
-from textok_mini import caption_store, captioner, captions, hub
+from textok_mini import caption_store, captioner, captions, comparison, hub
 from textok_mini.audit import right_attributes
 from textok_mini.caption_store import CaptionStore, read_captions
 from textok_mini.captioner import Captioner, GumbelMax, licence, trim
@@ -379,8 +380,49 @@ def test_scenes_are_captioned_and_joined(small, small_home, tmp_path):
     test = rows["test"]
     picture = Image.fromarray(test[3]["image"].permute(1, 2, 0).numpy())
     assert there[test.ids[3]] == trim(Captioner(small, words=3).generate([picture], [test.ids[3]], [0])[0], 3)
+    # The door for all data takes them in place of the scenes' own.
+    told = load_data(dataclasses.replace(config, captions_from=str(tmp_path / "s")), "test", 16)
+    assert told.captions == [there[name] for name in test.ids] != test.captions
+    assert comparison.other_captions(test, f"of {tmp_path / 's'}") == told.captions
+    for change, line in (
+        ({"world_seed": 6}, "world_seed=5, these have 6"),
+        ({"scenes": 12}, "lacks captions of 2 pic"),
+    ):
+        with pytest.raises(DataError, match=line):
+            load_data(dataclasses.replace(config, captions_from=str(tmp_path / "s"), **change), "train", 16)
     job = Job(Settings(store=str(tmp_path / "t"), data=config, model=str(small), split="test"))
     assert set(job.pictures) == set(test.ids) and job.pictures[test.ids[0]]().size == (64, 64)
+
+
+def test_a_stores_captions_are_joined_to_a_folder_by_file_name(small, small_home, tmp_path, capsys):
+    """Pictures in folders of their class and split, no metadata: the store and the folders say all."""
+    root = tmp_path / "pictures"
+    for i in range(12):
+        file = root / ("val" if i < 3 else "train") / ("cat", "dog")[i % 2] / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        noise(40, 40, i).save(file)
+    (root / "val" / "dog" / "1.png").write_bytes(b"no picture")
+    store = tmp_path / "s"
+    assert run(f"store={store}", f"model={small}", "words=3", f"data={root}", "image_size=16") == 0
+    config = DataConfig(source=str(root), captions_from=str(store), skip_bad_rows=True)
+    rows = {split: load_data(config, split, 16) for split in ("train", "val")}
+    there = read_captions(store)
+    assert [len(r) for r in rows.values()] == [9, 2] and rows["val"].skipped == {"no caption": 1}
+    assert rows["val"].ids == ["val/cat/0.png", "val/cat/2.png"] and rows["val"].label_names == ["cat", "dog"]
+    assert all(r.captions == [there[name] for name in r.ids] for r in rows.values())
+    assert [r.label_names[label] for r in rows.values() for label in r.labels] == (
+        ["cat"] * 4 + ["dog"] * 5 + ["cat"] * 2
+    )
+    with pytest.raises(DataError, match=r"val/dog/1\.png: no caption"):
+        load_data(dataclasses.replace(config, skip_bad_rows=False), "train", 16)
+    # With metadata its classes and splits count, and the store's captions still come first.
+    lines = [{"file_name": name, "caption": "mine", "label": 7} for name in there]
+    (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (root / "val" / "dog" / "1.png").unlink()
+    train = load_data(config, "train", 16)
+    assert train.captions == [there[name] for name in train.ids] and set(train.label_names) == {"7"}
+    # An own caption is there again without the store.
+    assert set(load_data(DataConfig(source=str(root)), "train", 16).captions) == {"mine"}
 
 
 OTHERS = {

@@ -31,7 +31,7 @@ from textok_mini.captioner import MODEL, PROMPT, Captioner, VLLMCaptioner, licen
 from textok_mini.config import ConfigError, DataConfig, apply_overrides, from_dict, require
 from textok_mini.data import MADE, CaptionedImages, load_data
 from textok_mini.hub import first_line, from_hub
-from textok_mini.own_data import PICTURES, DataError, digest, fit
+from textok_mini.own_data import PICTURES, DataError, digest, fit, pictures_in
 from textok_mini.paths import resolve
 from textok_mini.train import complain
 
@@ -140,11 +140,10 @@ def find_pictures(c: Settings) -> dict[str, Callable]:
         sets = [load_data(c.data, split, c.image_size or 64) for split in splits]
         return {name: partial(drawn, rows, i) for rows in sets for i, name in enumerate(rows.ids)}
     root, kinds = Path(c.data.source), ", ".join(sorted(PICTURES))
-    files = [file for file in sorted((root / c.split).rglob("*")) if file.suffix.lower() in PICTURES]
-    if not files:
+    if not (files := pictures_in(root / c.split)):
         raise DataError(f"{root / c.split} holds no pictures: data is a folder of {kinds}, or {' or '.join(MADE)}")
     names = [file.relative_to(root).as_posix().encode("utf-8", "backslashreplace").decode() for file in files]
-    return {name: partial(Image.open, file) for name, file in zip(names, files, strict=True) if file.name[0] != "."}
+    return {name: partial(Image.open, file) for name, file in zip(names, files, strict=True)}
 
 
 def drawn(rows: CaptionedImages, row: int) -> Image.Image:
