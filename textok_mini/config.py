@@ -113,6 +113,26 @@ class TexTokConfig:
 
 
 @dataclass(frozen=True)
+class DiscriminatorConfig:
+    """The discriminator's shape: a block a halving until 4 x 4 pixels are left."""
+
+    image_size: int = known(256, "paper", "256 and 512 px; that of the tokenizer")
+    channels: int = known(128, "second-hand", "base width; Tatiana21/TexTok, and MAGVIT's order of size")
+
+    def __post_init__(self):
+        at_least(1, self, "discriminator", "channels")
+        halvings = self.image_size.bit_length() - 3
+        require(halvings > 0 and self.image_size == 4 << halvings, "discriminator.image_size", "a power of two, from 8")
+
+    @property
+    def widths(self) -> list[int]:
+        """The channels after each block: 4 times the base in the last four, half as many in each block before them,
+        which is 1, 2, 4, 4, 4, 4 at 256 px and .5, 1, 2, 4, 4, 4, 4 at 512 px (second-hand: Tatiana21/TexTok)."""
+        blocks = self.image_size.bit_length() - 3
+        return [max(1, int(self.channels * min(4, 2.0 ** (block - blocks + 6)))) for block in range(blocks)]
+
+
+@dataclass(frozen=True)
 class TrainingConfig:
     """One training run: optimiser, schedule, losses, and what is written when."""
 
