@@ -1,5 +1,7 @@
 """The discriminator and what it is trained by, against counts, closed forms and a second way to compute each."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from textok_mini.losses import LeCAM, adversarial, discriminator_loss, r1
 
 def closed_form(channels: int, widths: list[int]) -> int:
     count = 3 * 9 * channels + channels
-    for a, b in zip([channels, *widths[:-1]], widths, strict=True):
+    for a, b in itertools.pairwise([channels, *widths]):
         count += (9 * a * a + a) + (9 * a * b + b) + a * b  # two convolutions, the skip without bias
     last = widths[-1]
     return count + (9 * last * last + last) + (16 * last * last + last) + (last + 1)
@@ -34,7 +36,7 @@ def test_published_sizes(size, widths, millions):
 
 @pytest.mark.parametrize("size", [4, 48, 0])
 def test_a_size_that_does_not_halve_to_four_is_one_line(size):
-    with pytest.raises(ConfigError, match="discriminator.image_size must be a power of two, from 8"):
+    with pytest.raises(ConfigError, match="discriminator\\.image_size must be a power of two, from 8"):
         DiscriminatorConfig(size)
 
 

@@ -2,11 +2,13 @@
 
     Discriminator(DiscriminatorConfig(image_size=256))(images)  # (B, 3, 256, 256) in [-1, 1] to logits (B,)
 
-A stem, one residual block a halving of the picture until 4 x 4 are left, a convolution and two linear layers. The layout
+A stem, one residual block a halving of the picture until 4 x 4 are left, a convolution, two linear layers. The layout
 follows google-research/magvit (`stylegan_discriminator_2d.py`), which like StyleGAN's residual form filters before it
 halves, and unlike StyleGAN has neither equalised learning rates nor statistics of the minibatch: each picture is judged
 alone, so the number of processes changes nothing. Every layer has second derivatives on every device, for R1.
 """
+
+import itertools
 
 import torch
 from einops import rearrange
@@ -24,7 +26,7 @@ class Discriminator(nn.Module):
         self.config = c = discriminator
         widths = [c.channels, *c.widths]
         self.stem = nn.Conv2d(3, c.channels, 3, padding=1)
-        self.blocks = nn.ModuleList(ResBlock(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.blocks = nn.ModuleList(ResBlock(a, b) for a, b in itertools.pairwise(widths))
         self.last = nn.Conv2d(widths[-1], widths[-1], 3, padding=1)
         self.hidden = nn.Linear(widths[-1] * 4 * 4, widths[-1])
         self.out = nn.Linear(widths[-1], 1)

@@ -113,8 +113,8 @@ def r1(discriminator: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
 
 
 class LeCAM:
-    """Keeps logits near the other side's past mean (Tseng et al., 2021), as google/lecam-gan defines it: of each picture,
-    and with means whose start at 0 is corrected for (MAGVIT's is of the batch's mean, uncorrected).
+    """Keeps logits near the other side's past mean (Tseng et al., 2021), as google/lecam-gan defines it: of each
+    picture, and with means whose start at 0 is corrected for (MAGVIT's is of the batch's mean, uncorrected).
 
     `loss(real, fake)` for logits (B,), after `update(real, fake)` of the same step. Where there are several processes,
     `update` takes the means over all of them. Two sums and a count are its whole state."""
