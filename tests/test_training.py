@@ -250,3 +250,22 @@ def test_with_a_gan_a_killed_run_ends_as_if_it_never_was(tmp_path, monkeypatch):
 def test_a_discriminator_of_another_size_is_one_line():
     with pytest.raises(ConfigError, match=r"discriminator\.image_size must be tokenizer\.image_size=32"):
         smoke("training.adversarial_weight=0.1")
+
+
+@pytest.mark.parametrize("gan", [(), (*GAN, "training.adversarial_start=5")], ids=["plain", "gan"])
+def test_two_processes_learn_as_one(tmp_path, gan):
+    """Half of each batch to each process, gradients and LeCAM's means over both: the losses of one process."""
+    settings = ("training.steps=50", "training.log_every=1", "training.sample_every=0", "training.batch_size=16", *gan)
+    settings += ("training.learning_rate=1e-4",)  # the paper's; a larger one amplifies the rounding of the last bit
+    train(smoke(*settings), tmp_path / "one")
+    two = command(tmp_path / "two", *settings)
+    two = [two[0], "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *two[1:]]
+    done = subprocess.run(two, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, both = (
+        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
+    for a, b in zip(one, both, strict=True):
+        assert a.pop("gradient_norm") == pytest.approx(b.pop("gradient_norm"), rel=1e-3)
+        assert a == pytest.approx(b, rel=0, abs=1e-5), a["step"]
