@@ -12,7 +12,7 @@ crowds by an ImageNet network's features: "FID" means Inception's, so on another
 import functools
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,8 +60,8 @@ def image_metrics(
 
 @torch.no_grad()
 def metrics_of_all(
-    sets: Mapping[str, Tensor], originals: Tensor, lpips_trunk: Trunk = "vgg", batch_size: int = 64
-) -> dict[str, dict[str, np.ndarray]]:
+    sets: Mapping[Hashable, Tensor], originals: Tensor, lpips_trunk: Trunk = "vgg", batch_size: int = 64
+) -> dict[Hashable, dict[str, np.ndarray]]:
     """`image_metrics` of several sets of reconstructions of the same originals, whose features are taken only once."""
     for images in sets.values():
         if images.shape != originals.shape:

@@ -19,7 +19,7 @@ import torch
 from textok_mini.comparison import differences, evaluate, load_run, reconstruct, set_distances
 from textok_mini.config import Config, TexTokConfig, to_dict
 from textok_mini.data import CaptionedImages, load_data
-from textok_mini.evaluation import Interval, bootstrap_mean, image_metrics
+from textok_mini.evaluation import Interval, bootstrap_mean, metrics_of_all
 from textok_mini.launch import read_log
 from textok_mini.paths import beside
 from textok_mini.scenes import CHANGES
@@ -121,19 +121,19 @@ def learning_curves(
     folder: str | Path, rows: CaptionedImages, encoder: FrozenTextEncoder, arms: Sequence[str] = ("textok", "twin")
 ) -> dict[str, dict[str, list[float]]]:
     """PSNR and LPIPS of every snapshot of each arm on `rows`, by step and by seconds of training."""
-    originals, curves = to_float(rows.images(list(range(len(rows))))), {}
+    originals, curves, pictures = to_float(rows.images(list(range(len(rows))))), {}, {}
     for arm in arms:
         timing = read_log(Path(folder) / arm, "timing.jsonl")
         curve = curves[arm] = {"step": [], "seconds": [], "psnr": [], "lpips": []}
         for path in sorted((Path(folder) / arm / "snapshots").glob("step-*.safetensors")):
             step = int(path.stem.removeprefix("step-"))
             model, config = load_run(Path(folder) / arm, step)
-            pictures = reconstruct(model, rows, encoder if config.tokenizer.text_in != "none" else None)
-            metrics = image_metrics(pictures, originals)
+            pictures[arm, step] = reconstruct(model, rows, encoder if config.tokenizer.text_in != "none" else None)
             curve["step"].append(step)
             curve["seconds"].append(np.interp(step, *([0, *(t[key] for t in timing)] for key in ("step", "seconds"))))
-            for name in ("psnr", "lpips"):
-                curve[name].append(float(metrics[name].mean()))
+    for (arm, _), metrics in metrics_of_all(pictures, originals).items():
+        for name in ("psnr", "lpips"):
+            curves[arm][name].append(float(metrics[name].mean()))
     return curves
 
 
