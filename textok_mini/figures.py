@@ -108,33 +108,6 @@ def plot_curves(
     return axis
 
 
-def plot_differences(axis: Axes, differences: Mapping[str, tuple[float, float, float]], label: str) -> Axes:
-    """Named differences as (mean, low, high): points with their intervals, zero marked."""
-    for i, (name, (mean, low, high)) in enumerate(differences.items()):
-        axis.errorbar(
-            mean, -i, xerr=[[mean - low], [high - mean]], fmt="o", capsize=3, color=COLOURS.get(name, "#333333")
-        )
-    axis.axvline(0, color="#888888", lw=0.8)
-    axis.set(yticks=[-i for i in range(len(differences))], yticklabels=list(differences), xlabel=label)
-    axis.grid(alpha=0.3, axis="x")
-    return axis
-
-
-def compare_metrics(
-    one: Mapping[str, np.ndarray], two: Mapping[str, np.ndarray], name_one: str, name_two: str
-) -> Figure:
-    """A panel a metric, a dot an image: `one` across, `two` up, the diagonal where they are equal."""
-    figure, axes = plt.subplots(1, len(one), figsize=(3.3 * len(one), 3.2))
-    for axis, metric in zip(axes, one, strict=True):
-        axis.scatter(one[metric], two[metric], s=4, alpha=0.35, color=COLOURS["textok"], edgecolors="none")
-        low = min(one[metric].min(), two[metric].min())
-        high = max(one[metric].max(), two[metric].max())
-        axis.plot([low, high], [low, high], color="#888888", lw=0.8)
-        axis.set(xlabel=name_one, ylabel=name_two, title=metric)
-    figure.tight_layout()
-    return figure
-
-
 def plot_learning(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
     """PSNR and LPIPS of each arm by step (left) and by seconds of training (right)."""
     figure, axes = plt.subplots(2, 2, figsize=(9, 5.2), sharey="row")
