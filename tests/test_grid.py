@@ -74,8 +74,8 @@ def test_report_is_what_the_images_say(folder):
         ([1.0, 1.0, 1.0], [1.0, 1.1, 0.9], "holds"),
         ([1.0, 1.0, 1.0], [0.5, 0.6, 0.55], "does not hold"),
         ([1.0, 1.0, 1.0], [0.7, 0.8, 0.75], "inconclusive"),
-        ([-0.4, -0.4, -0.4], [-0.25, -0.25, -0.25], "no lead"),  # of which more than three quarters "remain"
-        ([-1.0, 1.0, 3.0], [5.0, 5.0, 5.0], "no lead"),
+        ([-0.4, -0.4, -0.4], [-0.25, -0.25, -0.25], "no lead shown"),  # of which more than three quarters "remain"
+        ([-1.0, 1.0, 3.0], [5.0, 5.0, 5.0], "no lead shown"),
     ],
 )
 def test_the_verdict_follows_from_margin_and_interval(tmp_path, monkeypatch, short_leads, long_leads, verdict):
