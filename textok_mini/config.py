@@ -56,6 +56,7 @@ class DataConfig:
     max_objects: int = kit(3, "objects a scene, at most")
     world_seed: int = kit(0, "which world: objects, splits and scenes all follow from it")
     captions: Literal["short", "normal", "long"] = kit("normal", "how much of the scene a caption tells")
+    captions_from: str = kit("", "a caption store, joined by file name or id; empty: the data's own captions")
     image_column: str = kit("image", "column of a hub data set")
     caption_column: str = kit("caption", "column of a hub data set")
     label_column: str = kit("label", "column of a hub data set; a missing label is -1")
