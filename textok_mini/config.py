@@ -93,13 +93,14 @@ class TexTokConfig:
     heads: int = known(12, "paper", "ViT-Base")
     mlp_ratio: int = known(4, "paper", "ViT-Base")
     text_in: Literal["both", "tokenizer", "detokenizer", "none"] = known("both", "paper", "both is the full TexTok")
-    text_dim: int = known(2048, "paper", "width of T5-XL; T5-XXL has 4,096")
+    text_dim: int = known(2048, "assumed", "width of T5 v1.1-XL; v1.1-XXL has 4,096")
     max_text_tokens: int = known(128, "second-hand", "pranoyr/TexTok, unconfirmed")
     num_registers: int = kit(0, "control: this many learned tokens stand where text tokens would")
 
     def __post_init__(self):
         at_least(1, self, "tokenizer", "image_size patch_size latent_dim width encoder_layers decoder_layers heads")
-        at_least(0, self, "tokenizer", "num_latent_tokens num_registers")
+        at_least(1, self, "tokenizer", "mlp_ratio text_dim max_text_tokens")
+        at_least(0, self, "tokenizer", "num_latent_tokens latent_noise num_registers")
         if self.text_in not in ("both", "detokenizer"):
             least = "at least 1 unless text reaches the detokenizer (text_in: both or detokenizer)"
             require(self.num_latent_tokens > 0, "tokenizer.num_latent_tokens", least)
@@ -143,6 +144,9 @@ class TrainingConfig:
     def __post_init__(self):
         at_least(1, self, "training", "steps batch_size log_every checkpoint_every")
         at_least(0, self, "training", "warmup_steps sample_every snapshot_every workers gradient_clip weight_decay")
+        at_least(0, self, "training", "seed final_learning_rate l2_weight perceptual_weight")
+        perceptual = self.perceptual_weight if self.perceptual != "none" else 0
+        require(self.l2_weight + perceptual > 0, "training.l2_weight", "above 0 where there is no perceptual loss")
         require(self.learning_rate > 0, "training.learning_rate", "above 0")
         for name in ("ema", "beta1", "beta2"):
             require(0 <= getattr(self, name) < 1, f"training.{name}", "in [0, 1)")
@@ -156,6 +160,10 @@ class Config:
     text: TextConfig = field(default_factory=TextConfig)
     tokenizer: TexTokConfig = field(default_factory=TexTokConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def __post_init__(self):
+        if self.training.perceptual == "lpips-alex":
+            require(self.tokenizer.image_size > 30, "tokenizer.image_size", "31 or more for AlexNet's LPIPS")
 
 
 def merge(base: dict, extra: dict) -> dict:

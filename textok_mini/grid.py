@@ -166,7 +166,8 @@ def report(folder: Path) -> str:
 
 def lasting(folder: Path, grid: dict) -> list[str]:
     """Does the lead last? For each split and metric, `long lead - (1 - margin) x short lead` a seed, counted so that
-    more is better: *holds* if its interval lies above zero, *does not hold* if below, else *inconclusive*."""
+    more is better: *holds* if its interval lies above zero, *does not hold* if below, else *inconclusive*. Where the
+    short lead's own interval is not above zero there is *no lead* that could last."""
     rule = grid["lasting"]
     lines = ["| does the lead last? | metric | short lead | long lead | verdict |", "|---" * 5 + "|"]
     for split in ("test", "zero-shot"):
@@ -183,6 +184,8 @@ def lasting(folder: Path, grid: dict) -> list[str]:
                 continue
             kept = seeds_interval([long[s] - (1 - rule["margin"]) * short[s] for s in both])
             verdict = "holds" if kept.low > 0 else "does not hold" if kept.high < 0 else "inconclusive"
+            if seeds_interval([short[s] for s in both]).low <= 0:
+                verdict = "no lead"
             means = [f"{np.mean([lead[s] for s in both]):+.3f}" for lead in leads]
             lines.append(f"| {split} | {metric} | {means[0]} | {means[1]} | {verdict} |")
     return lines

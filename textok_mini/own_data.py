@@ -27,11 +27,12 @@ from textok_mini.config import DataConfig
 from textok_mini.hub import hub_reachable
 from textok_mini.paths import beside, data_dir
 
-CHECKS = 2  # raise it whenever a row would be judged otherwise: kept verdicts are found by it
+CHECKS = 3  # raise it whenever a row would be judged otherwise: kept verdicts are found by it
 HELD_OUT_SHARE = 0.1  # of rows, where there is no test split
 MOST_WORDS = 1_000
 METADATA = "metadata.jsonl"
-HELD_OUT = ("test", "val", "validation", "zero-shot")  # names of folders
+VALIDATION = ("validation", "val", "valid", "dev")  # names of splits that serve for testing where there is no test
+HELD_OUT = ("test", "zero-shot", *VALIDATION)
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
 AS_STORED = datasets.Image(decode=False)  # {"bytes": ..., "path": ...}
@@ -126,6 +127,8 @@ def judge(source: str, key: list, find: Callable[[], tuple], config: DataConfig,
     if skipped := dict(Counter(kind for kind, _ in problems).most_common()):
         counts = ", ".join(f"{count} {kind}" for kind, count in skipped.items())
         print(f"{source}: skipped {len(problems)} bad rows: {counts}")
+    if "test" not in splits and (held_out := [name for name in VALIDATION if name in splits]):
+        splits["test"] = splits[held_out[0]]
     if set(splits) <= {"train"}:  # no split for testing
         splits = {name: [row for row in rows if is_for_test(row.id) == (name == "test")] for name in ("train", "test")}
     verdict = {"splits": {}, "skipped": skipped}
@@ -247,8 +250,9 @@ def check_hub(config: DataConfig, split: str, image_size: int) -> dict:
     source, image, text, label = config.source, config.image_column, config.caption_column, config.label_column
     tables = load_from_hub(source)
     undivided = set(tables) == {"train"}
-    known_split(split, ("train", "test") if undivided else tables, source)
-    table = tables[home := "train" if undivided else split]
+    held_out = ["train"] if undivided else [name for name in ("test", *VALIDATION) if name in tables]
+    known_split(split, [*tables, *(["test"] if held_out else [])], source)
+    table = tables[home := held_out[0] if split == "test" else split]
     for key, column in (("image_column", image), ("caption_column", text)):
         if column not in table.column_names:
             there = ", ".join(table.column_names)
