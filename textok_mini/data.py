@@ -31,7 +31,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from textok_mini.caption_store import CaptionStore, read_captions
-from textok_mini.config import ConfigError, DataConfig, apply_overrides, from_dict
+from textok_mini.config import ConfigError, DataConfig, apply_overrides, from_dict, parsed
 from textok_mini.openmoji import ATTRIBUTION, CATEGORIES, colours, drawings, rasterise, svg_body
 from textok_mini.own_data import DataError, check_folder, check_hub, decode, digest, fit, is_for_test, known_split
 from textok_mini.paths import beside, data_dir, resolve
@@ -134,8 +134,9 @@ def load_data(source: str | DataConfig, split: str = "train", image_size: int = 
         if config.captions_from:
             found["captions"] = stored_captions(config.captions_from, ids, found["world"])
     elif resolve(config.source).is_dir():
-        stored = read_captions(resolve(config.captions_from)) if config.captions_from else None
-        found = check_folder(resolve(config.source), config, split, image_size, stored)
+        store, root = config.captions_from, resolve(config.source)
+        stored = read_captions(resolve(store), pictures=root) if store else None
+        found = check_folder(root, config, split, image_size, stored)
     elif not config.captions_from and re.fullmatch(r"[\w.-]+/[\w.-]+", config.source):
         found = check_hub(config, split, image_size)
     else:
@@ -222,7 +223,7 @@ def main() -> None:
         if sys.argv[1:2] != ["prepare"]:
             raise DataError(USAGE)
         values = apply_overrides({}, sys.argv[2:])
-        image_size = values.pop("image_size", 32)
+        image_size = parsed(values.pop("image_size", 32))
         config = from_dict(DataConfig, values.pop("data", {}), "data.")
         if values:
             raise DataError(f"unknown setting {next(iter(values))!r}; {USAGE}")

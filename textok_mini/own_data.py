@@ -68,15 +68,20 @@ def known_split(split: str, splits: Iterable[str], source: str) -> None:
         raise DataError(f"{source} has no split {split!r}; there are: {', '.join(splits)}")
 
 
-def fit(picture: Image.Image, image_size: int) -> np.ndarray:
-    """uint8 (image_size, image_size, 3): turned as its EXIF says, over white, shorter side resized, centre cut."""
+def upright(picture: Image.Image) -> Image.Image:
+    """RGB, turned as its EXIF says, over white."""
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I;16"):  # PIL would clip 16 bits to 8 instead of scaling them
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    picture = picture.convert("RGB")
+    return picture.convert("RGB")
+
+
+def fit(picture: Image.Image, image_size: int) -> np.ndarray:
+    """uint8 (image_size, image_size, 3): upright, shorter side resized, centre cut."""
+    picture = upright(picture)
     width, height = (max(image_size, round(side * image_size / min(picture.size))) for side in picture.size)
     left, top = (width - image_size) // 2, (height - image_size) // 2
     picture = picture.resize((width, height), Image.Resampling.BICUBIC)
@@ -202,7 +207,7 @@ def pictures_in(root: Path) -> list[Path]:
 
 
 def captioned_rows(root: Path, captions: Mapping[str, str]) -> tuple[dict[str, list[Row]], list[tuple[str, str]]]:
-    """The same with the captions of a store. Without metadata a picture's class is the folder it lies in."""
+    """The same with `captions` by file name, a store's. Without metadata a picture's class is the folder it lies in."""
     if (root / METADATA).is_file() or any(root.glob(f"*/{METADATA}")):
         splits, problems = folder_rows(root)
     else:
@@ -212,8 +217,12 @@ def captioned_rows(root: Path, captions: Mapping[str, str]) -> tuple[dict[str, l
             split = folders.pop(0) if folders and folders[0] in ("train", *HELD_OUT) else "train"
             row = Row(str(file), "/".join(name), None, folders[-1] if folders else None, partial(Image.open, file))
             splits[split].append(row)
-    rows = {name: [row._replace(caption=captions.get(row.id)) for row in rows] for name, rows in splits.items()}
-    return rows, problems
+    lacking = "the store has no caption of this picture; python -m textok_mini.captions makes it"
+    rows = [row for rows in splits.values() for row in rows]
+    problems += [("no caption", f"{row.where}: {lacking}") for row in rows if row.id not in captions]
+    for name, rows in splits.items():
+        splits[name] = [row._replace(caption=captions[row.id]) for row in rows if row.id in captions]
+    return splits, problems
 
 
 def check_folder(
