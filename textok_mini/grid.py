@@ -152,7 +152,7 @@ def report(folder: Path) -> str:
     if grid["lasting"]:
         lines += ["", *lasting(folder, grid)]
     for arm in grid["wrong"]:
-        # A lie about one thing changes the exact normal caption: an arm that was trained on others is compared with that.
+        # A lie about one thing changes the exact normal caption, so it is compared with that, whatever the arm learnt from.
         told = conditions(folder, arm)
         base = "normal" if "normal" in told else "right"
         lines += ["", f"| {arm}: told ... minus told the {base} caption | PSNR, dB | LPIPS |", "|---|---|---|"]
