@@ -152,7 +152,7 @@ def report(folder: Path) -> str:
     if grid["lasting"]:
         lines += ["", *lasting(folder, grid)]
     for arm in grid["wrong"]:
-        # A lie about one thing changes the exact normal caption, so it is compared with that, whatever the arm learnt from.
+        # A lie about one thing is the exact normal caption but for that: what it costs is counted from there.
         told = conditions(folder, arm)
         base = "normal" if "normal" in told else "right"
         lines += ["", f"| {arm}: told ... minus told the {base} caption | PSNR, dB | LPIPS |", "|---|---|---|"]
