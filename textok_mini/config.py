@@ -13,6 +13,7 @@ import dataclasses
 import difflib
 import json
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,10 +35,10 @@ class ConfigError(ValueError):
     """A setting is unknown, of the wrong type, or impossible; the message is one line that says what to do."""
 
 
-def known(default: Any, standing: str, source: str) -> Any:
-    """A dataclass field that carries where its default comes from."""
+def known(default: Any, standing: str, source: str, *also: Any) -> Any:
+    """A dataclass field that carries where its default comes from, and other values that come from there `also`."""
     assert standing in STANDINGS, standing
-    return field(default=default, metadata={"standing": standing, "source": source})
+    return field(default=default, metadata={"standing": standing, "source": source, "values": (default, *also)})
 
 
 def kit(default: Any, reason: str) -> Any:
@@ -72,7 +73,12 @@ class DataConfig:
 class TextConfig:
     """The frozen text encoder. How many tokens it may give is `tokenizer.max_text_tokens`."""
 
-    encoder: str = known("google/t5-v1_1-xl", "assumed", "T5-XL at 256 px is the paper's; that it is v1.1 is not")
+    encoder: str = known(
+        "google/t5-v1_1-xl",
+        "assumed",
+        "T5-XL, XXL at 512 px, are the paper's; that it is v1.1 is not",
+        "google/t5-v1_1-xxl",
+    )
     dtype: Literal["bfloat16", "float32"] = kit("bfloat16", "T5 overflows in fp16 (transformers#4287)")
     cache: bool = kit(False, "encode every caption once, into data/text/, rather than at every step")
 
@@ -81,9 +87,9 @@ class TextConfig:
 class TexTokConfig:
     """The tokenizer's shape. Raises ConfigError for a combination that cannot be built."""
 
-    image_size: int = known(256, "paper", "256 and 512 px")
-    patch_size: int = known(8, "second-hand", "Tatiana21/TexTok: 8 at 256 px, 16 at 512 px")
-    num_latent_tokens: int = known(128, "paper", "N in 32, 64, 128, 256")
+    image_size: int = known(256, "paper", "256 and 512 px", 512)
+    patch_size: int = known(8, "second-hand", "Tatiana21/TexTok: 8 at 256 px, 16 at 512 px", 16)
+    num_latent_tokens: int = known(128, "paper", "N in 32, 64, 128, 256", 32, 64, 256)
     latent_dim: int = known(8, "paper", "d = 8")
     latent: Literal["plain", "noisy"] = known("plain", "unresolved", "plain fits MAGVIT; MAETok's table says KL")
     latent_noise: float = kit(0.5, "`noisy`: unit-RMS latents, noise whose deviation grows to this in training")
@@ -93,7 +99,7 @@ class TexTokConfig:
     heads: int = known(12, "paper", "ViT-Base")
     mlp_ratio: int = known(4, "paper", "ViT-Base")
     text_in: Literal["both", "tokenizer", "detokenizer", "none"] = known("both", "paper", "both is the full TexTok")
-    text_dim: int = known(2048, "paper", "width of T5-XL; T5-XXL has 4,096")
+    text_dim: int = known(2048, "paper", "width of T5-XL; T5-XXL has 4,096", 4096)
     max_text_tokens: int = known(128, "second-hand", "pranoyr/TexTok, unconfirmed")
     num_registers: int = kit(0, "control: this many learned tokens stand where text tokens would")
 
@@ -111,6 +117,26 @@ class TexTokConfig:
     @property
     def num_patches(self) -> int:
         return (self.image_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    """The discriminator's shape: a block a halving until 4 x 4 pixels are left."""
+
+    image_size: int = known(256, "paper", "256 and 512 px; that of the tokenizer", 512)
+    channels: int = known(128, "second-hand", "base width; Tatiana21/TexTok, and MAGVIT's order of size")
+
+    def __post_init__(self):
+        at_least(1, self, "discriminator", "channels")
+        halvings = self.image_size.bit_length() - 3
+        require(halvings > 0 and self.image_size == 4 << halvings, "discriminator.image_size", "a power of two, from 8")
+
+    @property
+    def widths(self) -> list[int]:
+        """The channels after each block: 4 times the base in the last four, half as many in each block before them,
+        which is 1, 2, 4, 4, 4, 4 at 256 px and .5, 1, 2, 4, 4, 4, 4 at 512 px (second-hand: Tatiana21/TexTok)."""
+        blocks = self.image_size.bit_length() - 3
+        return [max(1, int(self.channels * min(4, 2.0 ** (block - blocks + 6)))) for block in range(blocks)]
 
 
 @dataclass(frozen=True)
@@ -133,6 +159,13 @@ class TrainingConfig:
         "lpips-vgg", "unresolved", "the field's; MAGVIT uses ResNet-50 logits"
     )
     perceptual_weight: float = known(0.1, "second-hand", "Tatiana21/TexTok, and MAGVIT's vqgan2d")
+    adversarial_weight: float = known(0.1, "second-hand", "Tatiana21/TexTok, and MAGVIT; 0 is no GAN")
+    adversarial_start: int = known(80_000, "second-hand", "the step from which the tokenizer hears the discriminator")
+    adversarial_warmup: int = kit(5_000, "steps before it in which the discriminator learns, and after it of a ramp")
+    r1_weight: float = known(10.0, "second-hand", "Tatiana21/TexTok, and MAGVIT; without StyleGAN's half")
+    r1_every: int = known(16, "assumed", "StyleGAN2: lazy, the weight times the interval; MAGVIT penalises every step")
+    lecam_weight: float = known(1e-4, "second-hand", "Tatiana21/TexTok; MAGVIT; 0 is none")
+    lecam_start: int = kit(1_000, "steps of the discriminator until its means are used")
     precision: Literal["auto", "float32", "bfloat16"] = kit("auto", "bf16 on a GPU that has it, else float32")
     workers: int = kit(0, "processes that read and decode pictures; 0 suits prepared data")
     log_every: int = kit(50, "steps between lines of log.jsonl")
@@ -141,7 +174,8 @@ class TrainingConfig:
     snapshot_every: int = kit(0, "steps between EMA weights kept in snapshots/, for curves; 0 is none")
 
     def __post_init__(self):
-        at_least(1, self, "training", "steps batch_size log_every checkpoint_every")
+        at_least(1, self, "training", "steps batch_size log_every checkpoint_every r1_every")
+        at_least(0, self, "training", "adversarial_weight adversarial_start adversarial_warmup r1_weight lecam_weight")
         at_least(0, self, "training", "warmup_steps sample_every snapshot_every workers gradient_clip weight_decay")
         require(self.learning_rate > 0, "training.learning_rate", "above 0")
         for name in ("ema", "beta1", "beta2"):
@@ -155,7 +189,13 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     text: TextConfig = field(default_factory=TextConfig)
     tokenizer: TexTokConfig = field(default_factory=TexTokConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def __post_init__(self):
+        if self.training.adversarial_weight:
+            size = self.tokenizer.image_size
+            require(self.discriminator.image_size == size, "discriminator.image_size", f"tokenizer.image_size={size}")
 
 
 def merge(base: dict, extra: dict) -> dict:
@@ -291,5 +331,24 @@ def config_json(config: Any) -> str:
 def standing(config: Config, key: str) -> str:
     """How well the value of a dotted key is known: its field's standing, or 'kit' where the config departs."""
     group, name = key.split(".")
-    meta = next(f for f in dataclasses.fields(type(getattr(config, group))) if f.name == name)
-    return meta.metadata["standing"] if getattr(getattr(config, group), name) == meta.default else "kit"
+    known_of = next(f for f in dataclasses.fields(type(getattr(config, group))) if f.name == name).metadata
+    return known_of["standing"] if getattr(getattr(config, group), name) in known_of["values"] else "kit"
+
+
+def table(config: Config) -> str:
+    """Every setting in Markdown: its value, how well that is known, and where it comes from."""
+    lines = ["| setting | value | standing | source |", "|---|---|---|---|"]
+    for group in dataclasses.fields(config):
+        for f in dataclasses.fields(group.type):
+            key, value = f"{group.name}.{f.name}", getattr(getattr(config, group.name), f.name)
+            how = standing(config, key)
+            source = f.metadata["source"] if how == f.metadata["standing"] else "a departure: see the preset's file"
+            lines.append(f"| {key} | {value} | {how} | {source} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":  # python -m textok_mini.config PRESET_OR_FILE [key=value ...]
+    try:
+        print(table(load_config(sys.argv[1] if sys.argv[1:] else "imagenet256-128", sys.argv[2:])))
+    except ConfigError as error:
+        sys.exit(f"error: {error}")

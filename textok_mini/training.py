@@ -33,6 +33,7 @@ from textok_mini.config import Config, TrainingConfig, config_json, from_dict, t
 from textok_mini.data import as_batch, load_data
 from textok_mini.device import tune_cpu
 from textok_mini.figures import save_image_grid
+from textok_mini.gan import GAN
 from textok_mini.hub import first_line
 from textok_mini.losses import LPIPS, tokenizer_loss
 from textok_mini.paths import beside
@@ -85,7 +86,9 @@ def train(config: Config, output_dir: str | Path) -> Path:
     optimizer = adamw(model, t)
     perceptual = LPIPS(t.perceptual.removeprefix("lpips-")) if t.perceptual != "none" else None
     weights = {"l2": t.l2_weight, "lpips": t.perceptual_weight if perceptual else 0.0}
-    run = Run(output_dir, model, ema, optimizer, main=accelerator.is_main_process)
+    gan = GAN(config, accelerator) if t.adversarial_weight else None
+    parts = {"model": model, "ema": ema, "optimizer": optimizer} | ({"gan": gan} if gan else {})
+    run = Run(output_dir, parts, main=accelerator.is_main_process)
     start = run.resume(accelerator.device)
     stepped, optimizer = accelerator.prepare(model, optimizer)  # `stepped` is `model`, in DDP where there are ranks
     samples = Samples(config, text, accelerator.device) if accelerator.is_main_process and t.sample_every else None
@@ -106,7 +109,10 @@ def train(config: Config, output_dir: str | Path) -> Path:
             group["lr"] = learning_rate(step, t)
         with accelerator.autocast():
             reconstruction = stepped(images, tokens, noise)
-        loss, parts = tokenizer_loss(reconstruction, images, weights, perceptual)
+        loss, losses = tokenizer_loss(reconstruction, images, weights, perceptual)
+        if gan:
+            charged, heard = gan.charge(reconstruction, step)
+            loss, losses = loss + charged, losses | heard
         accelerator.backward(loss)
         norm = accelerator.clip_grad_norm_(stepped.parameters(), t.gradient_clip or math.inf)
         if not torch.isfinite(loss) or not torch.isfinite(norm):
@@ -118,10 +124,13 @@ def train(config: Config, output_dir: str | Path) -> Path:
         optimizer.step()
         optimizer.zero_grad()
         ema.update_parameters(model)
+        if gan:
+            losses |= gan.learn(images, reconstruction, step, learning_rate(step, t))
 
         if step % t.log_every == 0 or step in (1, t.steps):
             means = {
-                name: accelerator.reduce(part, "mean").item() for name, part in {"loss": loss.detach(), **parts}.items()
+                name: accelerator.reduce(part, "mean").item()
+                for name, part in {"loss": loss.detach(), **losses}.items()
             }
             run.log({"step": step, **means, "gradient_norm": norm.item(), "learning_rate": learning_rate(step, t)})
             bar.set_postfix({k: f"{v:.4f}" for k, v in means.items()}, refresh=False)
@@ -164,9 +173,8 @@ class BatchOrder:
 class Run:
     """What one run keeps on disk: the log, the timing and the checkpoints."""
 
-    def __init__(self, folder: Path, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer, main: bool):
-        self.folder, self.main = folder, main
-        self.parts = {"model": model, "ema": ema, "optimizer": optimizer}
+    def __init__(self, folder: Path, parts: dict[str, Any], main: bool):
+        self.folder, self.parts, self.main = folder, parts, main
         self.log_path, self.timing_path = folder / "log.jsonl", folder / "timing.jsonl"
         self.checkpoints = [folder / "checkpoint" / "last.pt", folder / "checkpoint" / "previous.pt"]
         self.seconds, self.since = 0.0, time.perf_counter()
