@@ -48,8 +48,8 @@ by_size = sorted(pictures, key=lambda picture: picture.width * picture.height)
 
 
 def run(batch_size: int, order: list) -> None:
-    captioner.batch_size = batch_size
-    captioner.generate(order, ["a"] * len(order), [0] * len(order))
+    for batch in (order[i : i + batch_size] for i in range(0, len(order), batch_size)):
+        captioner.generate(batch, ["a"] * len(batch), [0] * len(batch))
 
 
 ways = {"one by one": (1, pictures), "batches of 8, as they come": (8, pictures), "batches of 8, by size": (8, by_size)}

@@ -34,10 +34,12 @@ def test_counts_and_shares_counted_by_hand():
     assert report["words"]["mean"] == pytest.approx((8 + 5 + 4 + 6 + 5 + 0 + 25) / 7)
     assert report["words"]["min"] == 0 and report["words"]["max"] == 25
     assert report["words"]["histogram"] == {0: 6, 20: 1} and list(report["words"]["histogram"]) == [0, 20]
-    assert report["distinct"] == pytest.approx(6 / 7) and report["most_frequent"] == pytest.approx(2 / 7)
+    assert report["distinct"] == pytest.approx(6 / 7)
     for kind in ("repetitive", "empty", "refused", "boilerplate"):
         assert report[kind] == pytest.approx(1 / 7), kind
     assert report["agreement"] == pytest.approx((4 / 7 + 0) / 2)
+    assert report["chance"] == 0  # a and red; red and a; a and nothing; nothing and numbers
+    assert audit(rows()[:1] + rows()[4:5])["chance"] == pytest.approx(4 / 7)
     json.dumps(report)
 
 
@@ -54,6 +56,13 @@ def test_a_data_set_is_as_good_as_a_list_and_nothing_is_no_error():
         ("Sorry, but I can\u2019t help with that", {"refused"}),
         ("As an AI, I see nothing", {"refused"}),
         ("This photograph clearly depicts two cats", {"boilerplate"}),
+        ("In this image, we can see a dog", {"boilerplate"}),
+        ("An image of a dog", {"boilerplate"}),
+        ("The image captures a dog", {"boilerplate"}),
+        ("I'm not able to see it", {"refused"}),
+        ("Unfortunately, I cannot help", {"refused"}),
+        ("The picture is hanging on a wall", set()),
+        ("Sorry state of a barn", set()),
         ("A sign says I am hungry", set()),
         ("A dog looks at a picture", set()),
         ("In can of soup", set()),
@@ -99,6 +108,13 @@ def test_wrong_captions_are_wrong_in_their_one_attribute():
         moved = wrong(scene, "place", rng, ())
         stay = sum(a.cell == b.cell for a, b in zip(scene.objects, moved.objects, strict=True))
         assert right_attributes(scene, caption(moved)) == {"object": 1, "place": stay / count, "background": 1}
+
+
+def test_what_is_not_there_is_wrong_too():
+    scene = World(seed=1, min_objects=2, max_objects=2).scene("test", 0)
+    free = [cell for i, cell in enumerate(CELLS) if i not in [o.cell for o in scene.objects]]
+    more = f"a zebra {free[0]}, a zebra {free[1]}, {caption(scene)}"
+    assert right_attributes(scene, more) == {"object": 0.5, "place": 0.5, "background": 1}
 
 
 def test_a_name_is_no_part_of_another_name():

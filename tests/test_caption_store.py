@@ -25,8 +25,8 @@ def put(store: CaptionStore, *rows: dict) -> None:
 
 
 def test_rows_come_back_sorted_and_typed(tmp_path):
-    store = CaptionStore.open(tmp_path / "s", SETTINGS, pictures=2_000)
-    assert store.buckets == 8  # 2000 / 256 = 7.8
+    store = CaptionStore.open(tmp_path / "s", SETTINGS, pictures=20_000)
+    assert store.buckets == 79  # 20,000 / 256 = 78.1
     put(store, row("b.png", 1, "second"), row("b.png", 0, "first", words=1, seed=3, seconds=0.5))
     put(store, row("a/c.png", 0, None, error="unreadable"), row("a.png"))
     rows = store.read()
@@ -39,10 +39,10 @@ def test_rows_come_back_sorted_and_typed(tmp_path):
 
 
 def test_buckets_follow_from_the_name(tmp_path):
-    store = CaptionStore.open(tmp_path, SETTINGS, pictures=5_000)
+    store = CaptionStore.open(tmp_path, SETTINGS, pictures=25_000)
     for name in ("a.png", "é/ü.png", "b c.png"):
-        bucket = int(hashlib.sha256(name.encode()).hexdigest(), 16) % 20
-        assert store.buckets == 20 and store.bucket_of(name) == bucket
+        bucket = int(hashlib.sha256(name.encode()).hexdigest(), 16) % 98
+        assert store.buckets == 98 and store.bucket_of(name) == bucket
         put(store, row(name))
         assert [r["file_name"] for r in store.rows(bucket)].count(name) == 1
         assert pq.read_table(tmp_path / f"bucket-{bucket:05d}.parquet", partitioning=None).schema.equals(COLUMNS)
@@ -51,7 +51,7 @@ def test_buckets_follow_from_the_name(tmp_path):
 def test_an_empty_store_and_an_empty_addition(tmp_path):
     store = CaptionStore.open(tmp_path, SETTINGS, pictures=0)
     store.add(0, [])
-    assert store.buckets == 1 and len(store.read()) == 0 and read_captions(tmp_path) == {}
+    assert store.buckets == 16 and len(store.read()) == 0 and read_captions(tmp_path) == {}
     assert store.rows(0) == [] and not list(tmp_path.glob("*.parquet"))
 
 
@@ -100,10 +100,10 @@ def test_other_settings_are_refused_by_name(tmp_path, change):
 
 
 def test_the_same_settings_go_on_and_buckets_never_change(tmp_path):
-    CaptionStore.open(tmp_path, SETTINGS, pictures=1_000)
-    again = CaptionStore.open(tmp_path, SETTINGS | {"licence": "unknown"}, pictures=9_999)
-    assert again.buckets == 4 and again.settings["licence"] == "mit"
-    assert json.loads((tmp_path / "settings.json").read_text()) == SETTINGS | {"buckets": 4}
+    CaptionStore.open(tmp_path, SETTINGS, pictures=20_000)
+    again = CaptionStore.open(tmp_path, SETTINGS | {"licence": "unknown"}, pictures=99_999)
+    assert again.buckets == 79 and again.settings["licence"] == "mit"
+    assert json.loads((tmp_path / "settings.json").read_text()) == SETTINGS | {"buckets": 79}
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]", "{}"])

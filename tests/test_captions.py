@@ -23,7 +23,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from textok_mini import caption_store, captioner, captions, comparison, hub
 from textok_mini.caption_store import CaptionStore, read_captions
 from textok_mini.captioner import Captioner, GumbelMax, licence, trim
-from textok_mini.captions import Job, Settings, assert_disjoint, caption, class_captions, command
+from textok_mini.captions import Job, Settings, assert_disjoint, class_captions, main
 from textok_mini.config import DataConfig
 from textok_mini.data import CaptionedImages, DataError, load_data
 
@@ -108,7 +108,7 @@ def folder_of(path, count: int):
 
 
 def run(*arguments: str) -> int:
-    return command(Settings, caption, list(arguments))
+    return main(list(arguments))
 
 
 def rows_of(store) -> list[tuple]:
@@ -136,8 +136,8 @@ def test_batches_and_one_by_one_give_the_same(chat, number, monkeypatch):
     (mask,) = masks  # one batch, in which padding comes first and prompts are of several lengths
     assert mask[:, -1].all() and (mask.diff(dim=1) >= 0).all() and len(set(mask.sum(1).tolist())) > 2
     one_by_one = [captioner.generate([p], [n], [number])[0] for p, n in zip(pictures, names, strict=True)]
-    captioner.batch_size = 2
-    backwards = captioner.generate(pictures[::-1], names[::-1], [number] * 5)[::-1]
+    rows = list(zip(pictures, names, [number] * 5, strict=True))[::-1]
+    backwards = [text for i in (0, 2, 4) for text in captioner.generate(*zip(*rows[i : i + 2], strict=True))][::-1]
     assert together == one_by_one == backwards
     assert len(set(together)) == 5 and all(together)
     assert mask.shape[0] == 5 and len(masks) == 1 + 5 + 3
@@ -214,6 +214,7 @@ def test_a_row_without_a_key_keeps_its_scores():
         ('He said "no." Then he left', 4, 'He said "no."'),
         ("One 2.5 three four", 3, "One 2.5 three"),
         ("One\ntwo\u2026 three\tfour", 3, "One\ntwo\u2026"),
+        ("A St. Bernard lies on a red sofa", 6, "A St. Bernard lies on a"),
         ("one two three four", 2, "one two"),
         ("", 5, ""),
         (" \n ", 5, ""),
@@ -244,8 +245,8 @@ class StandIn:
 
     asked = []  # noqa: RUF012
 
-    def __init__(self, model):
-        self.model = model
+    def __init__(self, model, revision):
+        self.model, self.revision = model, revision
 
     def chat(self, talks, parameters, use_tqdm):
         StandIn.asked += zip(talks, parameters, strict=True)
@@ -288,6 +289,7 @@ def test_a_folder_is_captioned(small, tmp_path):
     bad = {r["file_name"]: r["error"] for r in rows if r["caption"] is None}
     assert set(bad) == {"more/broken.jpg", "narrow.png"} and "500 x 2 pixels" in bad["narrow.png"]
     assert all("cannot be read" in error and "\n" not in error for error in bad.values())
+    assert {r["bytes"] == (data / r["file_name"]).stat().st_size for r in rows} == {True}
     direct = Captioner(small, words=5, temperature=0.7, seed=4)
     for row in (r for r in rows if r["caption"] is not None):
         with Image.open(data / row["file_name"]) as picture:
@@ -319,12 +321,97 @@ def test_batches_hold_pictures_of_a_size_and_are_saved_on_the_way(small, tmp_pat
         return real(self, pictures, *keys)
 
     monkeypatch.setattr(Captioner, "generate", spy)
-    monkeypatch.setattr(captions, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(caption_store, "FEWEST_BUCKETS", 1)
     source = DataConfig(source=str(data))
-    job = Job(Settings(store=str(tmp_path / "s"), data=source, model=str(small), words=3, batch_size=4))
+    job = Job(Settings(store=str(tmp_path / "s"), data=source, model=str(small), words=3, batch_size=4, save_seconds=0))
     saved = [(count, len(job.store.rows(0))) for count in job.run(0)]
     assert saved == [(4, 4), (4, 8), (1, 9)]
     assert [len(batch) for batch in seen] == [4, 4, 1] and max(seen[0]) <= min(seen[1]) and max(seen[1]) <= seen[2][0]
+
+
+def test_more_captions_repaired_and_replaced_pictures_are_done_later(small, tmp_path):
+    data, store = folder_of(tmp_path / "data", 4), tmp_path / "s"
+    (data / "bad.png").write_bytes(b"no picture")
+    settings = [f"data={data}", f"store={store}", f"model={small}", "words=5"]
+    assert run(*settings) == 0
+    first = {key: caption for *key, caption in rows_of(store) for key in [tuple(key)]}
+    assert len(first) == 5 and first["bad.png", 0] is None
+    assert run(*settings, "captions=2") == 0
+    both = {(name, number): caption for name, number, caption in rows_of(store)}
+    assert len(both) == 10 and both.items() >= first.items()
+    noise(40, 40, 99).save(data / "01.png")  # another picture under the same name
+    noise(30, 30, 98).save(data / "mended.png")
+    (data / "mended.png").rename(data / "bad.png")
+    assert set(read_captions(store, pictures=data)) == set(read_captions(store)) - {"01.png"}
+    assert run(*settings, "captions=2") == 0
+    after = {(name, number): caption for name, number, caption in rows_of(store)}
+    assert all(after[key] == both[key] for key in both if key[0] not in ("01.png", "bad.png")) and len(after) == 10
+    sizes = {(row["file_name"], row["bytes"]) for row in CaptionStore(store).read()}
+    assert sizes == {(file.relative_to(data).as_posix(), file.stat().st_size) for file in data.rglob("*.png")}
+    assert after["bad.png", 0] and after["bad.png", 1]
+    with Image.open(data / "01.png") as picture:
+        assert after["01.png", 0] == trim(Captioner(small, words=5).generate([picture], ["01.png"], [0])[0], 5)
+
+
+def test_an_error_that_passes_is_tried_again_when_asked(small, tmp_path, monkeypatch):
+    data, store, real = folder_of(tmp_path / "data", 3), tmp_path / "s", Image.open
+    settings = [f"data={data}", f"store={store}", f"model={small}", "words=5"]
+
+    def busy(file, *args):
+        if str(file).endswith("01.png"):
+            raise OSError("too many open files")
+        return real(file, *args)
+
+    monkeypatch.setattr(Image, "open", busy)
+    assert run(*settings) == 0
+    monkeypatch.setattr(Image, "open", real)
+    assert run(*settings) == 0 and set(read_captions(store)) == {"02.png", "more/deep/00.png"}
+    assert run(*settings, "retry=true") == 0 and len(read_captions(store)) == 3 == len(rows_of(store))
+
+
+def test_one_picture_that_a_model_refuses_spoils_no_batch(small, tmp_path, monkeypatch, capsys):
+    data, real = folder_of(tmp_path / "data", 7), Captioner.generate
+    monkeypatch.setattr(caption_store, "FEWEST_BUCKETS", 1)
+    settings = [f"data={data}", f"model={small}", "words=5", "batch_size=7"]
+
+    def moody(self, pictures, names, numbers):
+        if "04.png" in names or len(names) > 4:
+            raise torch.OutOfMemoryError("out of memory")
+        return real(self, pictures, names, numbers)
+
+    assert run(*settings, f"store={tmp_path / 'whole'}") == 0
+    monkeypatch.setattr(Captioner, "generate", moody)
+    assert run(*settings, f"store={tmp_path / 's'}") == 0
+    whole, rows = (CaptionStore(tmp_path / name).read().to_list() for name in ("whole", "s"))
+    for ours, theirs in zip(rows, whole, strict=True):
+        refused = ours["file_name"] == "04.png"
+        assert ours["caption"] == (None if refused else theirs["caption"])
+        assert ours["error"] == ("the captioner fails (out of memory)" if refused else None)
+    assert "1 captions could not be had" in capsys.readouterr().out
+    monkeypatch.setattr(Captioner, "generate", lambda *_: 1 / 0)  # no picture's fault
+    monkeypatch.setattr(captions, "IN_A_ROW", 3)
+    with pytest.raises(ZeroDivisionError):
+        run(*settings, f"store={tmp_path / 'none'}")
+    assert rows_of(tmp_path / "none") == []
+
+
+def test_a_hub_models_revision_is_its_commit(chat, tmp_path, monkeypatch):
+    """A hub's cache as huggingface_hub lays it out; nothing is asked of the network."""
+    commit, repository = "0123456789abcdef0123456789abcdef01234567", tmp_path / "hub" / "models--someone--model"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    (repository / "snapshots").mkdir()
+    (repository / "snapshots" / commit).symlink_to(chat)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(hub, "hub_reachable", lambda: False)
+    monkeypatch.setattr(captioner, "hub_reachable", lambda: False)
+    c = Settings(store="s", model="someone/model")
+    assert (
+        captions.identity(c)["revision"]
+        == commit
+        == captions.identity(dataclasses.replace(c, revision=commit))["revision"]
+    )
+    assert captions.identity(dataclasses.replace(c, model=str(chat)))["revision"] != commit
 
 
 def test_pictures_are_turned_put_on_white_and_cut(small, tmp_path):
@@ -333,14 +420,20 @@ def test_pictures_are_turned_put_on_white_and_cut(small, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # stored turned by 90 degrees
     half.save(tmp_path / "a.png", exif=exif)
-    whole = captions.read(lambda: Image.open(tmp_path / "a.png"), 0)
+
+    def read(**settings) -> Image.Image:
+        source = DataConfig(source=str(tmp_path))
+        return Job(Settings(store=str(tmp_path / str(settings)), data=source, model=str(small), **settings)).read(
+            "a.png"
+        )
+
+    whole = read()
     assert whole.size == (40, 60) and whole.mode == "RGB"
     assert whole.getpixel((20, 5)) == (200, 0, 0) and whole.getpixel((20, 55)) == (255, 255, 255)
-    assert captions.read(lambda: Image.open(tmp_path / "a.png"), 32).size == (32, 32)
+    assert read(longest_side=30).size == (20, 30) and read(image_size=32).size == (32, 32)
 
 
-def test_two_shards_make_one_run(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(caption_store, "PICTURES_A_BUCKET", 3)
+def test_two_shards_make_one_run(small, tmp_path, capsys):
     data = folder_of(tmp_path / "data", 14)
     common = [f"data={data}", f"model={small}", "captions=2", "words=5"]
     assert run(*common, f"store={tmp_path / 'one'}") == 0
@@ -349,29 +442,33 @@ def test_two_shards_make_one_run(small, tmp_path, monkeypatch):
     assert 0 < len(part) < 28
     assert run(*common, f"store={tmp_path / 'two'}", "shard=0/2", "batch_size=1") == 0
     assert rows_of(tmp_path / "one") == rows_of(tmp_path / "two") and len(rows_of(tmp_path / "one")) == 28
+    assert run(*common, f"store={tmp_path / 'one'}", "shard=3/100") == 2
+    assert "shard must be one of at most 16, the buckets of this store" in capsys.readouterr().err
 
 
 def test_killed_again_and_again_no_row_is_lost_or_doubled(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(caption_store, "PICTURES_A_BUCKET", 2)
+    monkeypatch.setattr(caption_store, "FEWEST_BUCKETS", 3)
     pictures, store = 24 + 6 * KILLS, tmp_path / "killed"
     data = folder_of(tmp_path / "data", pictures)
-    common = [f"data={data}", f"model={small}", "captions=2", "words=10", "batch_size=2"]
+    common = [f"data={data}", f"model={small}", "captions=2", "words=10", "batch_size=2", "save_seconds=0"]
     assert run(*common, f"store={tmp_path / 'whole'}") == 0
-    kept = {"captions": 2, "words": 10}
-    Job(Settings(store=str(store), data=DataConfig(source=str(data)), model=str(small), **kept))  # many buckets
+    Job(Settings(store=str(store), data=DataConfig(source=str(data)), model=str(small), words=10))  # of 3 buckets
     context = multiprocessing.get_context("forkserver")  # which imports once for all of them
     context.set_forkserver_preload(["textok_mini.captions"])
+    done = [0]
     for kill in range(KILLS):
-        before, writing = len(list(store.glob("*.parquet"))), False
-        process = context.Process(target=command, args=(Settings, caption, [*common, f"store={store}"]))
+        process, writing = context.Process(target=main, args=([*common, f"store={store}"],)), False
         process.start()
-        while process.is_alive() and not writing and len(list(store.glob("*.parquet"))) < before + 3:
+        while process.is_alive() and not writing and len(rows_of(store)) < done[-1] + 6:
             time.sleep(0.0005)
-            writing = kill % 2 and any(store.glob("*.part"))  # a kill in the middle of a write, or between two
+            writing = (
+                kill % 2 and len(rows_of(store)) > done[-1] and any(store.glob("*.part"))
+            )  # in a write, or between
         assert process.is_alive(), "it ended before it could be killed"
         process.kill()
         process.join()
-        assert len(rows_of(store)) < 2 * pictures
+        done.append(len(rows_of(store)))
+        assert done[-2] < done[-1] < 2 * pictures, "a kill lost rows, or nothing was left to do"
     assert run(*common, f"store={store}") == 0
     assert rows_of(store) == rows_of(tmp_path / "whole") and len(rows_of(store)) == 2 * pictures
     print(f"{KILLS} kills, no row lost or doubled")
@@ -399,7 +496,7 @@ def test_scenes_are_captioned_and_joined(small, small_home, tmp_path):
         with pytest.raises(DataError, match=line):
             load_data(dataclasses.replace(config, captions_from=str(tmp_path / "s"), **change), "train", 16)
     job = Job(Settings(store=str(tmp_path / "t"), data=config, model=str(small), split="test"))
-    assert set(job.pictures) == set(test.ids) and job.pictures[test.ids[0]]().size == (64, 64)
+    assert set(job.pictures) == set(test.ids) and job.pictures[test.ids[0]].open().size == (64, 64)
 
 
 def test_a_stores_captions_are_joined_to_a_folder_by_file_name(small, small_home, tmp_path, capsys):
@@ -421,7 +518,7 @@ def test_a_stores_captions_are_joined_to_a_folder_by_file_name(small, small_home
     assert [r.label_names[label] for r in rows.values() for label in r.labels] == (
         ["cat"] * 4 + ["dog"] * 5 + ["cat"] * 2
     )
-    with pytest.raises(DataError, match=r"val/dog/1\.png: no caption"):
+    with pytest.raises(DataError, match=r"val/dog/1\.png: the store has no caption of this picture"):
         load_data(dataclasses.replace(config, skip_bad_rows=False), "train", 16)
     # With metadata its classes and splits count, and the store's captions still come first.
     lines = [{"file_name": name, "caption": "mine", "label": 7} for name in there]
@@ -435,7 +532,7 @@ def test_a_stores_captions_are_joined_to_a_folder_by_file_name(small, small_home
 
 OTHERS = {
     "words=6": "words",
-    "captions=2": "captions",
+    "longest_side=20": "longest_side",
     "seed=1": "seed",
     "temperature=0.5": "temperature",
     "image_size=16": "image_size",
@@ -443,6 +540,7 @@ OTHERS = {
     "prompt=other": None,  # which an encoder-decoder does not read
     "batch_size=3": None,
     "shard=0/2": None,
+    "captions=2": None,  # more of them change none
 }
 
 
@@ -469,7 +567,7 @@ def test_other_weights_of_the_same_name_are_refused(small, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     "arguments, line",
     [
-        ([], "store must be a folder, as in store=runs/captions"),
+        (["words=5"], "store must be a folder, as in store=runs/captions"),
         (["store=s", "wrods=5"], "unknown setting wrods; did you mean words?"),
         (["store=s", "data.scene=5"], "did you mean data.scenes?"),
         (["store=s", "words=many"], "words must be int"),
@@ -507,11 +605,11 @@ def test_a_missing_package_is_one_line(small, tmp_path, monkeypatch, capsys, mod
 
 
 def test_ray_gives_the_same_rows(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(caption_store, "PICTURES_A_BUCKET", 4)
+    monkeypatch.setattr(caption_store, "FEWEST_BUCKETS", 4)
     common = [f"data={folder_of(tmp_path / 'data', 14)}", f"model={small}", "captions=2", "words=5"]
     assert run(*common, f"store={tmp_path / 'plain'}") == 0
     command = [sys.executable, "-m", "textok_mini.captions", *common, f"store={tmp_path / 'ray'}", "workers=2"]
-    kept = {"captions": 2, "words": 5, "model": str(small)}
+    kept = {"words": 5, "model": str(small)}
     Job(Settings(store=str(tmp_path / "ray"), data=DataConfig(source=str(tmp_path / "data")), **kept))  # 4 buckets
     subprocess.run(command, check=True)
     assert rows_of(tmp_path / "ray") == rows_of(tmp_path / "plain") and len(rows_of(tmp_path / "ray")) == 28
@@ -559,7 +657,7 @@ def test_too_few_captions_are_one_line():
 
 def test_what_training_has_seen_is_found():
     assert_disjoint({"cat": ["a dog"]}, ["a cat"])
-    with pytest.raises(DataError, match="1 drawn captions are training's too, such as 'a cat'"):
+    with pytest.raises(DataError, match="1 listed captions are training's too, such as 'a cat'"):
         assert_disjoint({"cat": ["a  Cat", "a dog"]}, ["A cat"])
 
 

@@ -9,13 +9,16 @@ import pytest
 import torch
 from filelock import FileLock
 
-from textok_mini import comparison, data, launch, results
-from textok_mini.config import DataConfig, preset
+from textok_mini import comparison, data, launch, results, weights
+from textok_mini.config import DataConfig, config_json, preset
 from textok_mini.data import load_data
+from textok_mini.evaluation import image_metrics
 from textok_mini.scenes import CELLS, caption
 from textok_mini.text import FrozenTextEncoder
 from textok_mini.tokenizer import TexTok
-from textok_mini.training import TrainingError, to_float
+from textok_mini.training import TrainingError, save_weights, to_float
+
+WEIGHTS = weights.weights_dir()
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +58,34 @@ def test_wrong_captions_are_wrong_in_one_respect_and_the_same_for_every_arm(rows
     assert comparison.other_captions(rows, "normal") == rows.captions
     assert comparison.other_captions(rows, "short")[3] == caption(rows.scene(3), "short")
     assert set(comparison.other_captions(rows, "no caption")) == {""}
+
+
+@pytest.mark.parametrize(("perceptual", "trunk"), [("lpips-alex", "vgg"), ("lpips-vgg", "alex")])
+def test_a_lie_is_told_to_whom_it_is_said_and_graded_on_the_other_trunk(rows, tmp_path, monkeypatch, perceptual, trunk):
+    monkeypatch.setattr(weights, "weights_dir", lambda: WEIGHTS)
+    torch.manual_seed(0)
+    config, few, encoder = preset("smoke"), rows.first(6), FrozenTextEncoder("minilm", 64)
+    config = dataclasses.replace(config, training=dataclasses.replace(config.training, perceptual=perceptual))
+    model = TexTok(config.tokenizer).eval()
+    save_weights(model, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(config_json(config))
+    lie = comparison.other_captions(few, "wrong place")
+    halves = {"detokenizer": (None, lie), "tokenizer": (lie, None), "both": (lie, lie)}
+    told = {"right": (None, None)} | {f"wrong place, {half}": captions for half, captions in halves.items()}
+    found = comparison.evaluate(tmp_path, few, list(told)[1:])
+    for condition, captions in told.items():
+        pictures = comparison.reconstruct(model, few, encoder, *captions)
+        expected = image_metrics(pictures, to_float(few.images(list(range(6)))), trunk)
+        for name, values in expected.items():
+            np.testing.assert_allclose(found[condition][name], values, rtol=1e-2, atol=1e-3)  # cached text is bf16
+    means = [found[condition]["psnr"].mean() for condition in told]
+    assert len(set(means)) == 4
+
+
+def test_the_hubs_form_is_no_run(tmp_path):
+    TexTok(preset("smoke").tokenizer).save_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        comparison.load_run(tmp_path)
 
 
 def test_bits_of_a_noisy_latent_against_shannon():

@@ -31,6 +31,11 @@ from textok_mini.config import (
         ("training=4", "training must be a group of settings"),
         ("tokenizer.text_in=bth", "did you mean both?"),
         ("tokenizer.num_latent_tokens=-1", "tokenizer.num_latent_tokens must be at least 0"),
+        ("tokenizer.latent_noise=-1", "tokenizer.latent_noise must be at least 0"),
+        ("tokenizer.max_text_tokens=0", "tokenizer.max_text_tokens must be at least 1"),
+        ("tokenizer.image_size=24", "tokenizer.image_size must be 31 or more for AlexNet's LPIPS"),
+        ("training.l2_weight=-1", "training.l2_weight must be at least 0"),
+        ("training.seed=-1", "training.seed must be at least 0"),
         ("tokenizer.patch_size=7", "a divisor of image_size=32"),
         ("tokenizer.heads=3", "a divisor of width=128"),
         ("data.max_objects=5", "data.min_objects and data.max_objects"),
@@ -55,6 +60,14 @@ def test_overrides_reach_their_field_and_nothing_else():
     config = load_config("laptop", ["training.learning_rate=1e-4", "seed=3", "data=some/folder"])
     assert (config.training.learning_rate, config.training.seed, config.data.source) == (1e-4, 3, "some/folder")
     assert config.tokenizer == preset("laptop").tokenizer
+
+
+def test_a_text_stays_as_it_was_typed_and_all_else_is_yaml():
+    for text in ("0123", "2024-01-01", "a: b", "null", "1e3", "~/pictures", "{x"):
+        config = load_config("laptop", [f"data={text}", "training.learning_rate=1e-3", "text.cache=false"])
+        assert config.data.source == text and type(config.data.source) is str
+    assert (config.training.learning_rate, config.text.cache) == (1e-3, False)
+    assert load_config("laptop", ["training={steps: 5}", "training.seed=2"]).training.steps == 5
 
 
 def test_a_yaml_file_builds_on_a_preset_and_names_itself_in_errors(tmp_path):

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import torch
 from PIL import Image, ImageOps
 from torch.utils.data import DataLoader
 
-from textok_mini import data, own_data
+from textok_mini import data, openmoji, own_data
 from textok_mini.config import DataConfig
 from textok_mini.data import DataError, as_batch, load_data
 from textok_mini.openmoji import CATEGORIES, drawings
@@ -132,14 +133,19 @@ def test_prepared_data_is_mapped_kept_and_keyed_by_its_settings(home):
 
 def test_a_new_generator_makes_new_data(home, monkeypatch):
     load_data(SMALL, "test", 16)
-    monkeypatch.setattr(data, "GENERATOR", data.GENERATOR + 1)
+    monkeypatch.setitem(data.GENERATOR, "openmoji-scenes", data.GENERATOR["openmoji-scenes"] + 1)
     load_data(SMALL, "test", 16)
     assert len(list(home.rglob("test.arrow"))) == 2
 
 
 def test_the_card_tells_the_sizes_of_the_splits():
-    assert SMALL.scenes == 60 and DataConfig().scenes == 30_000
-    assert "HELD_OUT_SCENES = 2_000" in Path(data.__file__).read_text()
+    card = (Path(data.__file__).parent.parent / "data" / "README.md").read_text(encoding="utf-8")
+    [scenes] = re.findall(r"\| `openmoji-scenes`.*\| ([\d,]+) \(.*\| ([\d,]+) \| ([\d,]+) \|", card)
+    assert scenes == (f"{DataConfig().scenes:,}", "2,000", "2,000")
+    assert "HELD_OUT_SCENES = 2_000" in Path(data.__file__).read_text()  # tests have fewer
+    [single] = re.findall(r"\| `openmoji` .*\| ([\d,]+) \| ([\d,]+) \| none", card)
+    held_out = sum(own_data.is_for_test(drawing.motif) for drawing in openmoji.drawings().values())
+    assert single == (f"{len(openmoji.drawings()) - held_out:,}", f"{held_out:,}")
 
 
 LOAD = """
@@ -176,17 +182,20 @@ def test_two_processes_prepare_once_and_agree():
     assert sum("preparing" in line for output in outputs for line in output) == 1
 
 
-def test_single_pictures_are_split_by_base(monkeypatch):
+def test_single_pictures_are_split_by_motif(monkeypatch):
     every = drawings()
-    few = {key: d for key, d in every.items() if "astronaut" in d.name or "apple" in d.name or "hand" in d.name}
+    shown = ("astronaut", "apple", "hand", "prince", "crown", "running")
+    few = {key: d for key, d in every.items() if any(word in d.name for word in shown)}
     monkeypatch.setattr(data, "drawings", lambda: few)
     splits = {split: load_data("openmoji", split, 32) for split in ("train", "test")}
-    bases = {split: {every[key].base for key in rows.ids} for split, rows in splits.items()}
-    assert bases["train"].isdisjoint(bases["test"]) and sum(map(len, splits.values())) == len(few) > 100
+    motifs = {split: {every[key].motif for key in rows.ids} for split, rows in splits.items()}
+    assert motifs["train"].isdisjoint(motifs["test"]) and sum(map(len, splits.values())) == len(few) > 100
+    for variants in (("prince", "princess", "person with crown"), ("woman running", "man running facing right")):
+        assert len({d.motif for d in few.values() if d.name in variants}) == 1, variants
     apple = splits["train"].captions[splits["train"].ids.index("1F34E")]
     assert apple == "a red apple, food & drink, red"
     assert (splits["train"][0]["image"][:, 0, 0] == 255).all()
-    share = np.mean([own_data.is_for_test(base) for base in {d.base for d in every.values()}])
+    share = np.mean([own_data.is_for_test(motif) for motif in {d.motif for d in every.values()}])
     assert 0.07 < share < 0.13
 
 
@@ -253,8 +262,8 @@ def test_folders_of_splits_share_their_labels(tmp_path):
     assert train.label_names == test.label_names == ["ant", "bee", "zebra"]
     assert train.labels.tolist() == [2, 0, 2] and test.labels.tolist() == [1, -1]
     assert train.ids == ["train/0.png", "train/1.png", "train/2.png"]
-    with pytest.raises(DataError, match=r"no split 'dev'; there are: test, train"):
-        load_data(str(tmp_path / "own"), "dev", 32)
+    with pytest.raises(DataError, match=r"no split 'other'; there are: test, train"):
+        load_data(str(tmp_path / "own"), "other", 32)
 
 
 def test_one_list_over_split_folders(tmp_path):
@@ -265,6 +274,18 @@ def test_one_list_over_split_folders(tmp_path):
         (tmp_path / "own" / f"{number - 1}.png").rename(tmp_path / "own" / name)
         edit(metadata, number, file_name=name)
     assert load_data(str(tmp_path / "own"), "test", 32).ids == ["test/2.png"]
+
+
+@pytest.mark.parametrize("name", own_data.VALIDATION)
+def test_a_validation_split_serves_for_testing(tmp_path, name):
+    """As in ImageNet's `val/`: none of its rows may slip into training."""
+    metadata = folder(tmp_path / "own", 4)
+    for number, split in enumerate(("train", name, "train", name), 1):
+        (tmp_path / "own" / split).mkdir(exist_ok=True)
+        (tmp_path / "own" / f"{number - 1}.png").rename(tmp_path / "own" / split / f"{number - 1}.png")
+        edit(metadata, number, file_name=f"{split}/{number - 1}.png")
+    train, test, same = (load_data(str(tmp_path / "own"), split, 32).ids for split in ("train", "test", name))
+    assert train == ["train/0.png", "train/2.png"] and test == same == [f"{name}/1.png", f"{name}/3.png"]
 
 
 def test_whole_numbers_as_labels_keep_their_order(tmp_path):
@@ -445,6 +466,13 @@ def test_a_hub_set_without_a_test_split_keeps_a_tenth(monkeypatch):
     train, test = (load_data(config, split, 32) for split in ("train", "test"))
     assert len(train) + len(test) == 100 and 2 <= len(test) <= 25 and not set(train.ids) & set(test.ids)
     assert test.captions[0] == f"hub {test.ids[0]}" and test.label_names == ["0", "1"]
+
+
+def test_a_hub_sets_validation_split_serves_for_testing(monkeypatch):
+    hub(monkeypatch, {"train": 5, "validation": 3})
+    config = DataConfig(source="someone/pictures", image_column="picture", caption_column="text")
+    test, same, train = (load_data(config, split) for split in ("test", "validation", "train"))
+    assert len(test) == 3 and test.captions == same.captions and len(train) == 5
 
 
 def test_a_hub_set_with_the_usual_column_names(monkeypatch):

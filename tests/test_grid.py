@@ -69,16 +69,23 @@ def test_report_is_what_the_images_say(folder):
 
 
 @pytest.mark.parametrize(
-    ("long_leads", "verdict"),
-    [([1.0, 1.1, 0.9], "holds"), ([0.5, 0.6, 0.55], "does not hold"), ([0.7, 0.8, 0.75], "inconclusive")],
+    ("short_leads", "long_leads", "verdict"),
+    [
+        ([1.0, 1.0, 1.0], [1.0, 1.1, 0.9], "holds"),
+        ([1.0, 1.0, 1.0], [0.5, 0.6, 0.55], "does not hold"),
+        ([1.0, 1.0, 1.0], [0.7, 0.8, 0.75], "inconclusive"),
+        ([-0.4, -0.4, -0.4], [-0.25, -0.25, -0.25], "no lead"),  # of which more than three quarters "remain"
+        ([-1.0, 1.0, 3.0], [5.0, 5.0, 5.0], "no lead"),
+    ],
 )
-def test_the_verdict_follows_from_margin_and_interval(tmp_path, monkeypatch, long_leads, verdict):
-    table = {"textok": [1.0] * 3, "twin": [0.0] * 3, "twin-8": [1.0 - lead for lead in long_leads]}
+def test_the_verdict_follows_from_margin_and_interval(tmp_path, monkeypatch, short_leads, long_leads, verdict):
+    table = {"textok": [1.0] * 3, "twin": [1.0 - lead for lead in short_leads]}
+    table["twin-8"] = [1.0 - lead for lead in long_leads]
     monkeypatch.setattr(
         grid, "per_seed", lambda folder, g, arm, key: dict(enumerate(table[arm])) if key == "test/right/psnr" else {}
     )
     [*_, line] = grid.lasting(tmp_path, GRID)
-    assert line.startswith("| test | psnr | +1.000 |") and line.endswith(f"| {verdict} |")
+    assert line.startswith(f"| test | psnr | {np.mean(short_leads):+.3f} |") and line.endswith(f"| {verdict} |")
 
 
 def test_readme_tables_change_only_between_their_marks(folder):

@@ -123,6 +123,22 @@ def test_an_unknown_notebook_preset_or_parameter_is_one_line(tmp_path, capsys):
         assert message in said and "\n" not in said
 
 
+def test_other_parameters_go_to_a_folder_of_their_own(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").symlink_to(ROOT / "notebooks")
+    monkeypatch.setattr(notebooks, "project_root", lambda: tmp_path)
+    folders = []
+
+    def stop(name, output_dir, parameters):
+        folders.append(output_dir)
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(notebooks, "run_notebook", stop)
+    for settings in ([], ["seed=1"], ["seed=2"], ["data=pictures"], ["seed=1"], ["preset=smoke"]):
+        assert notebooks.main(["00_quickstart", *settings]) == 2
+    assert folders[0] == tmp_path / "runs" / "quickstart-laptop" and folders[5].name == "quickstart-smoke"
+    assert len(set(folders)) == 5 and folders[1] == folders[4]
+
+
 def test_a_failing_cell_is_told_and_kept(tmp_path, capsys):
     arguments = ["00_quickstart", "preset=smoke", "overrides=[training.stps=1]", f"output_dir={tmp_path}"]
     assert notebooks.main(arguments) == 1

@@ -133,6 +133,8 @@ def test_words_alone_can_be_decoded():
     model, images, text = model_and_inputs(num_latent_tokens=0)
     assert model.encode(images, text).shape == (3, 0, SMALL.latent_dim)
     assert model(images, text).shape == images.shape
+    model(images, text).square().mean().backward()  # what stays without a gradient asks for none, or DDP would wait
+    assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
 
 
 def test_the_trained_parts_all_get_a_gradient():

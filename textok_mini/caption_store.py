@@ -12,7 +12,6 @@ beside and renamed under a lock that dies with its process, so a row is there on
 import hashlib
 import json
 import math
-import os
 from pathlib import Path
 
 import datasets
@@ -21,11 +20,14 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 
 from textok_mini.own_data import DataError
+from textok_mini.paths import beside
 
 PICTURES_A_BUCKET = 256
+FEWEST_BUCKETS = 16  # so that several machines find work to share, and a folder may grow
 COLUMNS = pa.schema(
     {"file_name": pa.large_string(), "number": pa.int32()}  # number: 0, 1, ... where a picture has several captions
     | {"caption": pa.large_string(), "error": pa.large_string()}  # one of both is null
+    | {"bytes": pa.int64()}  # of the picture's file: another size is another picture; null for made scenes
     | {name: pa.string() for name in ("model", "revision", "prompt_hash")}
     | {"seed": pa.int64(), "settings": pa.string(), "licence": pa.string()}  # settings: JSON
     | {"words": pa.int32(), "seconds": pa.float64(), "created": pa.string()}  # created: UTC, ISO 8601
@@ -49,12 +51,12 @@ class CaptionStore:
 
         `settings`: plain values, all that its captions depend on. Raises DataError if it was made with others."""
         folder, path = Path(folder), Path(folder) / "settings.json"
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):
+        (folder / ".locks").mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".locks" / "settings"):
             if not path.exists():
-                made = settings | {"buckets": max(1, math.ceil(pictures / PICTURES_A_BUCKET))}
-                path.with_suffix(".part").write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
-                os.replace(path.with_suffix(".part"), path)
+                made = settings | {"buckets": max(FEWEST_BUCKETS, math.ceil(pictures / PICTURES_A_BUCKET))}
+                with beside(path, alone=True) as part:
+                    part.write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
         store, ours = cls(folder), json.loads(json.dumps(settings))
         names = sorted((ours.keys() | store.settings.keys()) - {"buckets", "licence"})  # these change no caption
         if differ := ", ".join(name for name in names if ours.get(name) != store.settings.get(name)):
@@ -75,17 +77,21 @@ class CaptionStore:
         return self.table(bucket).to_pylist()
 
     def add(self, bucket: int, rows: list[dict]) -> None:
-        """Adds rows to their bucket. Where a (file_name, number) is there already, the first one stays."""
+        """Adds rows to their bucket. Of two with the same (file_name, number, bytes) the first stays, but an error
+        gives way to a caption; a picture of another size takes its predecessor's place."""
         if not rows:
             return
         path = self.path(bucket)
-        with FileLock(path.with_suffix(".lock")):
+        (self.folder / ".locks").mkdir(exist_ok=True)
+        with FileLock(self.folder / ".locks" / path.stem):
             every = {}
             for row in self.rows(bucket) + [{k: storable(v) for k, v in row.items()} for row in rows]:
-                every.setdefault((row["file_name"], row["number"]), row)
+                old = every.setdefault(key := (row["file_name"], row["number"]), row)
+                if old["caption"] is None or old.get("bytes") != row.get("bytes"):
+                    every[key] = row
             table = pa.Table.from_pylist([every[key] for key in sorted(every)], COLUMNS)
-            pq.write_table(table, path.with_suffix(".part"), compression="zstd")
-            os.replace(path.with_suffix(".part"), path)
+            with beside(path, alone=True) as part:
+                pq.write_table(table, part, compression="zstd")
 
     def read(self) -> datasets.Dataset:
         """Every row of every bucket, sorted by file_name and number."""
@@ -93,10 +99,18 @@ class CaptionStore:
         return datasets.Dataset(table.sort_by([("file_name", "ascending"), ("number", "ascending")]))
 
 
-def read_captions(folder: str | Path, number: int = 0) -> dict[str, str]:
-    """Caption `number` of each picture by its file name, for a join; pictures with an error are absent."""
-    rows = CaptionStore(folder).read().select_columns(["file_name", "number", "caption"]).to_list()
-    return {r["file_name"]: r["caption"] for r in rows if r["number"] == number and r["caption"] is not None}
+def read_captions(folder: str | Path, number: int = 0, pictures: Path | None = None) -> dict[str, str]:
+    """Caption `number` of each picture by its file name, for a join. Absent are pictures with an error and, in the
+    folder `pictures`, files of another size than the one that was captioned."""
+    rows = CaptionStore(folder).read().select_columns(["file_name", "number", "caption", "bytes"]).to_list()
+    rows = [row for row in rows if row["number"] == number and row["caption"] is not None]
+    if pictures:
+        rows = [
+            row
+            for row in rows
+            if (file := pictures / row["file_name"]).is_file() and file.stat().st_size == row["bytes"]
+        ]
+    return {row["file_name"]: row["caption"] for row in rows}
 
 
 def storable(value):

@@ -9,6 +9,7 @@ and the step, and so from no batch and no order: captions don't change when a ru
 
 import importlib
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -25,21 +26,22 @@ MODEL = "Qwen/Qwen3-VL-2B-Instruct"  # Apache 2.0: its captions may train anythi
 PROMPT = """Describe this picture in one long factual caption: the main objects first, then their attributes, where \
 they are, and the background. Say only what can be seen, and do not begin with "The image shows"."""
 hf.logging.disable_progress_bar()  # it would run into the captions' own
-LICENCES = dict.fromkeys(("Qwen/Qwen3-VL-", "HuggingFaceTB/SmolVLM", "OpenGVLab/InternVL3_5-"), "apache-2.0")
+APACHE = ("Qwen/Qwen3-VL-", "HuggingFaceTB/SmolVLM", "OpenGVLab/InternVL3_5-")  # families whose licence is known
 
 
 class Captioner:
     """RGB pictures to captions by transformers: a chat model, or an encoder-decoder, which reads no prompt.
 
     words: what `trim` will leave; twice as many tokens are written. temperature: of all captions but number 0; at 0
-    they are greedy too. bf16, on a CPU fp32. Raises OSError, in one line, for a model that cannot be had."""
+    they are greedy too. revision: of a hub's model. bf16, on a CPU fp32, where batches change nothing; bf16 rounds by
+    batch. Raises OSError, in one line, for a model that cannot be had."""
 
-    def __init__(self, model=MODEL, prompt=PROMPT, words=75, temperature=0.0, seed=0, device=None, batch_size=16):
-        self.prompt, self.temperature, self.seed, self.batch_size = prompt, temperature, seed, batch_size
+    def __init__(self, model=MODEL, prompt=PROMPT, words=75, temperature=0.0, seed=0, revision=None, device=None):
+        self.prompt, self.temperature, self.seed = prompt, temperature, seed
         self.device = torch.device(device or accelerator())
         self.dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
-        load = partial(from_hub, name=str(model), what="captioner")
-        self.model = load(hf.AutoModelForImageTextToText, dtype=self.dtype).to(self.device).eval()
+        load = partial(from_hub, name=str(model), what="captioner", revision=revision)
+        self.model = load(hf.AutoModelForImageTextToText, dtype=self.dtype, use_safetensors=True).to(self.device).eval()
         self.chats = self.model.config.model_type != "vision-encoder-decoder"
         self.processor = load(hf.AutoProcessor if self.chats else hf.AutoImageProcessor)
         self.tokenizer = self.processor.tokenizer if self.chats else load(hf.AutoTokenizer)
@@ -47,16 +49,14 @@ class Captioner:
             raise OSError(f"captioner {model!r} has no chat template: name an instruction-tuned model")
         self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token
         room = getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", 1 << 20)
-        self.greedy = dict(max_new_tokens=min(2 * words, room - 1), do_sample=False, num_beams=1)
+        self.greedy = dict(
+            max_new_tokens=min(2 * words, room - 1), do_sample=False, num_beams=1, repetition_penalty=1.0
+        )
         self.greedy |= dict(pad_token_id=self.tokenizer.pad_token_id, temperature=None, top_p=None, top_k=None)
 
-    def generate(self, pictures: list[Image.Image], names: list[str], numbers: list[int]) -> list[str]:
-        """Caption `numbers[i]` of `pictures[i]`, which is called `names[i]`, as the model writes it (see `trim`)."""
-        rows, size = list(zip(pictures, names, numbers, strict=True)), self.batch_size
-        return [text for i in range(0, len(rows), size) for text in self.batch(*zip(*rows[i : i + size], strict=True))]
-
     @torch.inference_mode()
-    def batch(self, pictures: tuple[Image.Image], names: tuple[str], numbers: tuple[int]) -> list[str]:
+    def generate(self, pictures: Sequence[Image.Image], names: Sequence[str], numbers: Sequence[int]) -> list[str]:
+        """Of one batch: caption `numbers[i]` of `pictures[i]`, which is called `names[i]`, as the model writes it."""
         if self.chats:  # padded on the left, so that a caption begins where its prompt ends
             how = dict(tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True)
             how["processor_kwargs"] = {"padding": True, "padding_side": "left"}
@@ -95,12 +95,12 @@ class VLLMCaptioner(Captioner):
     """The same by vLLM, with samples of its own. It follows vLLM's documentation and is tested with a stand-in for
     the package; it was not run with a real model here."""
 
-    def __init__(self, model=MODEL, prompt=PROMPT, words=75, temperature=0.0, seed=0, batch_size=256):
-        vllm, self.dtype, self.prompt, self.batch_size = importlib.import_module("vllm"), "auto", prompt, batch_size
-        self.model, self.temperature, self.seed = vllm.LLM(model=str(model)), temperature, seed
+    def __init__(self, model=MODEL, prompt=PROMPT, words=75, temperature=0.0, seed=0, revision=None):
+        vllm, self.dtype, self.prompt = importlib.import_module("vllm"), "auto", prompt
+        self.model, self.temperature, self.seed = vllm.LLM(model=str(model), revision=revision), temperature, seed
         self.sampling = partial(vllm.SamplingParams, max_tokens=2 * words)
 
-    def batch(self, pictures: tuple[Image.Image], names: tuple[str], numbers: tuple[int]) -> list[str]:
+    def generate(self, pictures: Sequence[Image.Image], names: Sequence[str], numbers: Sequence[int]) -> list[str]:
         seeds = [int(digest([self.seed, *key]), 16) for key in zip(names, numbers, strict=True)]
         heats = [self.temperature * (number > 0) for number in numbers]
         sampling = [self.sampling(temperature=heat, seed=seed) for heat, seed in zip(heats, seeds, strict=True)]
@@ -109,18 +109,21 @@ class VLLMCaptioner(Captioner):
 
 
 def trim(caption: str, words: int) -> str:
-    """At most `words` words: up to the last sentence's end among them, or all of them if no sentence ends there."""
+    """At most `words` words: up to the last sentence's end among them, if that leaves a third of them ("St." is no
+    sentence), else all of them."""
     head = re.match(rf"(?:\S+\s+){{0,{words - 1}}}\S*", caption := caption.strip())[0]
     ends = [match.end() for match in re.finditer(r"[.!?\u2026][\"')\]\u201d\u2019]*(?!\S)", head)]
-    return head[: ends[-1]] if ends and head != caption else head
+    return head[: ends[-1]] if ends and head != caption and 3 * ends[-1] >= len(head) else head
 
 
 def licence(model: str) -> str:
-    """Of a known family, else what the model's card says."""
-    card, known = Path(model, "README.md"), [LICENCES[family] for family in LICENCES if model.startswith(family)]
+    """Of a known family, else what the model's card says, else "unknown"."""
+    if model.startswith(APACHE):
+        return "apache-2.0"
+    card = Path(model, "README.md")
     with suppress(Exception):  # no card, or no network
-        known = known or [ModelCard.load(card if card.is_file() or not hub_reachable() else model).data.license]
-    return known[0] if known and known[0] else "unknown"
+        return ModelCard.load(card if card.is_file() or not hub_reachable() else model).data.license or "unknown"
+    return "unknown"
 
 
 def accelerator() -> torch.device | str:

@@ -4,7 +4,8 @@
     python -m textok_mini.captions ... captions=3 temperature=0.7 shard=0/8  # the first of eight machines
 
 The same command again goes on where it stopped. Caption 0 of a picture is greedy, more are sampled. A picture that
-cannot be read becomes a row with its error. `data` is a folder of pictures, or `openmoji-scenes`; see `Settings`.
+cannot be read or captioned becomes a row with its error; `retry=true` tries those again. `data` is a folder of
+pictures, or `openmoji-scenes`; all settings are in `Settings`.
 """
 
 import hashlib
@@ -15,15 +16,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import transformers as hf
-from PIL import Image, ImageOps
+from huggingface_hub import try_to_load_from_cache
+from PIL import Image
 from tqdm import tqdm
 
 from textok_mini.caption_store import CaptionStore, storable
@@ -31,14 +33,14 @@ from textok_mini.captioner import MODEL, PROMPT, Captioner, VLLMCaptioner, licen
 from textok_mini.config import ConfigError, DataConfig, apply_overrides, from_dict, require
 from textok_mini.data import MADE, CaptionedImages, load_data
 from textok_mini.hub import first_line, from_hub
-from textok_mini.own_data import PICTURES, DataError, digest, fit, pictures_in
+from textok_mini.own_data import PICTURES, DataError, digest, fit, pictures_in, upright
 from textok_mini.paths import resolve
 from textok_mini.train import complain
 
 ENGINES = {"transformers": Captioner, "vllm": VLLMCaptioner}
 INSTALL = {"ray": "pip install -e '.[ray]'", "vllm": "pip install vllm, in an environment of its own"}
-SAVE_SECONDS = 30
-NARROW = 100  # times as long as wide: models refuse such a picture, and with it its batch
+NARROW = 100  # times as long as wide: models refuse such a picture
+IN_A_ROW = 16  # pictures that fail: it is not the pictures
 
 
 @dataclass(frozen=True)
@@ -47,53 +49,78 @@ class Settings:
     data: DataConfig = field(default_factory=DataConfig)
     split: str = ""  # of scenes, or a folder of the folder; all of them
     image_size: int = 0  # cut to a square as in training; 0: 64 for scenes, whole pictures for a folder
+    longest_side: int = 1024  # pixels to which larger whole pictures are shrunk: what a model reads and costs
     model: str = MODEL
+    revision: str = ""  # branch, tag or commit of a hub's model; its main branch
     prompt: str = PROMPT
     words: int = 75
-    captions: int = 1  # of each picture
+    captions: int = 1  # of each picture; may grow later
     temperature: float = 0.7  # of all captions of a picture but the first
     seed: int = 0
-    batch_size: int = 16
+    batch_size: int = 16  # vLLM is kept busy by some hundreds
+    save_seconds: float = 30  # the most that a kill can cost
+    retry: bool = False  # rows with an error
     shard: str = "0/1"
     workers: int = 0  # on Ray; 0 is without it
     engine: Literal["transformers", "vllm"] = "transformers"
 
     def __post_init__(self):
         require(self.store != "", "store", "a folder, as in store=runs/captions")
-        for name in ("words", "captions", "batch_size", "temperature"):
+        for name in ("words", "captions", "batch_size", "temperature", "longest_side"):
             require(getattr(self, name) > 0, name, "above 0")
         part = re.fullmatch(r"(\d+)/(\d+)", self.shard)
         require(part is not None and int(part[1]) < int(part[2]), "shard", "I/N with I below N, as in 0/8")
+
+
+class Found(NamedTuple):
+    """A picture to caption: what opens it, and how many bytes its file has (None for a made scene)."""
+
+    open: Callable[[], Image.Image]
+    bytes: int | None
+
+
+def identity(c: Settings) -> dict:
+    """All that captions depend on; runs that differ in any of it don't share a store."""
+    network, folder = from_hub(hf.AutoConfig, c.model, "captioner", revision=c.revision or None), Path(c.model)
+    if folder.is_dir():
+        hashes = []
+        for path in sorted(folder.glob("*.safetensors")):
+            with path.open("rb") as file:
+                hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
+        revision = digest(hashes)
+    else:  # by now its config lies in the cache, in a folder of its commit's name
+        revision = Path(try_to_load_from_cache(c.model, "config.json", revision=c.revision or None)).parent.name
+    kept = ("words", "temperature", "engine", "image_size", "longest_side", "seed")
+    prompt = "" if network.model_type == "vision-encoder-decoder" else storable(c.prompt)  # it reads none
+    settings = {name: getattr(c, name) for name in kept} | {"prompt": prompt, "prompt_hash": digest(prompt)}
+    settings |= {"model": folder.name if folder.is_dir() else c.model, "revision": revision}
+    settings |= {"licence": licence(c.model), "data": Path(c.data.source).name}
+    world = ("world_seed", "objects", "min_objects", "max_objects")
+    return settings | ({name: getattr(c.data, name) for name in world} if c.data.source in MADE else {})
 
 
 class Job:
     """A command's pictures, store and captioner: `run` and, on Ray, a call caption a bucket of the store."""
 
     def __init__(self, c: Settings):
-        network, folder = from_hub(hf.AutoConfig, c.model, "captioner"), Path(c.model)
-        prompt = "" if network.model_type == "vision-encoder-decoder" else storable(c.prompt)
-        weights = [hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.glob("*.safetensors"))]
-        self.about = {"model": folder.name if folder.is_dir() else c.model, "licence": licence(c.model), "seed": c.seed}
-        self.about["revision"] = getattr(network, "_commit_hash", None) or digest(weights)
-        self.about["prompt_hash"] = digest(prompt)
-        settings = {name: getattr(c, name) for name in ("words", "captions", "temperature", "engine", "image_size")}
-        world = {name: getattr(c.data, name) for name in ("world_seed", "objects", "min_objects", "max_objects")}
-        settings |= {"prompt": prompt, "data": Path(c.data.source).name} | (world if c.data.source in MADE else {})
-        self.c, self.pictures, self.names = c, find_pictures(c), {}
-        self.store = CaptionStore.open(c.store, self.about | settings, len(self.pictures))
-        self.about["licence"] = self.store.settings["licence"]
+        self.c, self.pictures, self.names, self.failed = c, find_pictures(c), {}, 0
+        self.store = CaptionStore.open(c.store, identity(c), len(self.pictures))
         for name in self.pictures:
             self.names.setdefault(self.store.bucket_of(name), []).append(name)
 
     @cached_property
     def captioner(self) -> Captioner:
-        c = self.c
-        return ENGINES[c.engine](c.model, c.prompt, c.words, c.temperature, c.seed, batch_size=c.batch_size)
+        c, revision = self.c, None if Path(self.c.model).is_dir() else self.store.settings["revision"]
+        return ENGINES[c.engine](c.model, c.prompt, c.words, c.temperature, c.seed, revision)
 
     def pending(self, bucket: int) -> list[tuple[str, int]]:
-        there = {(row["file_name"], row["number"]) for row in self.store.rows(bucket)}
-        names, count = self.names.get(bucket, []), self.c.captions
-        return [(name, n) for name in names for n in range(count) if (name, n) not in there]
+        there = {
+            (row["file_name"], row["number"], row["bytes"])
+            for row in self.store.rows(bucket)
+            if not (self.c.retry and row["error"])
+        }
+        keys = [(name, number) for name in self.names.get(bucket, []) for number in range(self.c.captions)]
+        return [key for key in keys if (*key, self.pictures[key[0]].bytes) not in there]
 
     def __call__(self, row: dict) -> dict:
         return {"captions": sum(self.run(row["bucket"]))}
@@ -103,74 +130,101 @@ class Job:
         pending, rows, saved, size = self.pending(bucket), [], time.monotonic(), self.c.batch_size
         pixels = dict.fromkeys((name for name, _ in pending), 0)
         for name in pixels:
-            with suppress(Exception), self.pictures[name]() as picture:
+            with suppress(Exception), self.pictures[name].open() as picture:
                 pixels[name] = picture.width * picture.height
         pending.sort(key=lambda key: (pixels[key[0]], key))  # a batch is padded to its largest picture
-        for batch in [pending[i : i + size] for i in range(0, len(pending), size)]:
-            rows += self.rows(batch)
-            if time.monotonic() - saved > SAVE_SECONDS:
-                self.store.add(bucket, rows)
-                rows, saved = [], time.monotonic()
-            yield len(batch)
-        self.store.add(bucket, rows)
+        try:
+            for batch in [pending[i : i + size] for i in range(0, len(pending), size)]:
+                rows += self.rows(batch)
+                if time.monotonic() - saved >= self.c.save_seconds:
+                    self.store.add(bucket, rows)
+                    rows, saved = [], time.monotonic()
+                yield len(batch)
+        finally:
+            self.store.add(bucket, rows)
 
     def rows(self, keys: list[tuple[str, int]]) -> Iterator[dict]:
-        how = {"engine": self.c.engine, "dtype": str(self.captioner.dtype), "words": self.c.words}
+        """A row for each (file name, number) of a batch."""
         begun, found, errors = time.monotonic(), {}, {}
         for name in {name for name, _ in keys}:
             try:
-                found[name] = read(self.pictures[name], self.c.image_size)
+                found[name] = self.read(name)
             except Exception as error:  # PIL has a dozen kinds for a broken picture
-                errors[name] = f"the picture cannot be read ({' '.join(str(error).split())})"
-        good = [key for key in keys if key[0] in found]
-        texts = self.captioner.generate([found[name] for name, _ in good], *zip(*good, strict=True)) if good else []
-        captions = {key: trim(text, self.c.words) for key, text in zip(good, texts, strict=True)}
-        common = self.about | {"seconds": (time.monotonic() - begun) / len(keys)}
-        common["created"] = datetime.now(UTC).isoformat(timespec="seconds")
-        for name, number in keys:
-            settings, text = how | {"temperature": self.c.temperature * (number > 0)}, captions.get((name, number))
-            row = {"file_name": name, "number": number, "caption": text, "error": errors.get(name)}
-            yield common | row | {"words": len((text or "").split()), "settings": json.dumps(settings)}
+                errors |= {key: f"the picture cannot be read ({error})" for key in keys if key[0] == name}
+        texts = self.write([key for key in keys if key not in errors], found)
+        errors |= {key: f"the captioner fails ({text})" for key, text in texts.items() if isinstance(text, Exception)}
+        common = {name: self.store.settings[name] for name in ("model", "revision", "prompt_hash", "seed", "licence")}
+        common |= {"seconds": (time.monotonic() - begun) / len(keys)}
+        common |= {"created": datetime.now(UTC).isoformat(timespec="seconds")}
+        how = {"engine": self.c.engine, "dtype": str(self.captioner.dtype), "words": self.c.words}
+        for key in keys:
+            caption = None if key in errors else trim(texts[key], self.c.words)
+            row = {"file_name": key[0], "number": key[1], "bytes": self.pictures[key[0]].bytes, "caption": caption}
+            row |= {"error": " ".join(errors[key].split()) if key in errors else None}
+            settings = json.dumps(how | {"temperature": self.c.temperature * (key[1] > 0)})
+            yield common | row | {"words": len((caption or "").split()), "settings": settings}
+
+    def write(self, keys: list[tuple[str, int]], pictures: dict[str, Image.Image]) -> dict[tuple, str | Exception]:
+        """What the captioner says of each. A batch that fails (memory, a picture that the model refuses) is halved
+        until the one at fault stands alone. Raises what it says of many in a row."""
+        if not keys:
+            return {}
+        try:
+            texts = self.captioner.generate([pictures[name] for name, _ in keys], *zip(*keys, strict=True))
+            self.failed = 0
+            return dict(zip(keys, texts, strict=True))
+        except Exception as error:
+            if half := len(keys) // 2:
+                return self.write(keys[:half], pictures) | self.write(keys[half:], pictures)
+            self.failed += 1
+            if self.failed == IN_A_ROW:
+                raise
+            return {keys[0]: error}
+
+    def read(self, name: str) -> Image.Image:
+        """Upright RGB; cut to `image_size`, or where that is 0 shrunk to `longest_side`."""
+        with self.pictures[name].open() as picture:
+            if self.c.image_size:
+                return Image.fromarray(fit(picture, self.c.image_size))
+            if max(picture.size) > NARROW * min(picture.size):
+                raise ValueError(f"{picture.width} x {picture.height} pixels, too narrow")
+            picture = upright(picture)
+            picture.thumbnail((self.c.longest_side, self.c.longest_side), Image.Resampling.BICUBIC)
+            return picture
 
 
-def find_pictures(c: Settings) -> dict[str, Callable]:
-    """What opens each picture, by its name: a scene's id, or a path in the folder."""
+def find_pictures(c: Settings) -> dict[str, Found]:
+    """Every picture by its name: a scene's id, or a path in the folder."""
     if c.data.source in MADE:
         splits = [c.split] if c.split else MADE[c.data.source]
-        sets = [load_data(c.data, split, c.image_size or 64) for split in splits]
-        return {name: partial(drawn, rows, i) for rows in sets for i, name in enumerate(rows.ids)}
+        sets = [load_data(replace(c.data, captions_from=""), split, c.image_size or 64) for split in splits]
+        return {name: Found(partial(drawn, rows, i), None) for rows in sets for i, name in enumerate(rows.ids)}
     root, kinds = Path(c.data.source), ", ".join(sorted(PICTURES))
     if not (files := pictures_in(root / c.split)):
         raise DataError(f"{root / c.split} holds no pictures: data is a folder of {kinds}, or {' or '.join(MADE)}")
     names = [file.relative_to(root).as_posix().encode("utf-8", "backslashreplace").decode() for file in files]
-    return {name: partial(Image.open, file) for name, file in zip(names, files, strict=True)}
+    found = [Found(partial(Image.open, file), file.stat().st_size) for file in files]
+    return dict(zip(names, found, strict=True))
 
 
 def drawn(rows: CaptionedImages, row: int) -> Image.Image:
     return Image.fromarray(rows.images([row])[0].permute(1, 2, 0).numpy())
 
 
-def read(opened: Callable, image_size: int) -> Image.Image:
-    """RGB, turned as its EXIF says, over white; cut to `image_size` unless that is 0."""
-    with opened() as picture:
-        if image_size:
-            return Image.fromarray(fit(picture, image_size))
-        if max(picture.size) > NARROW * min(picture.size):
-            raise ValueError(f"{picture.width} x {picture.height} pixels, too narrow")
-        picture = ImageOps.exif_transpose(picture).convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-
-
 def caption(c: Settings) -> None:
-    """Captions what the store lacks of the shard. Raises DataError, OSError, ImportError."""
+    """Captions what the store lacks of the shard. Raises ConfigError, DataError, OSError, ImportError."""
     model, source = (str(resolve(path)) if resolve(path).is_dir() else path for path in (c.model, c.data.source))
     c = replace(c, store=str(resolve(c.store)), model=model, data=replace(c.data, source=source))
     job, (first, of) = Job(c), map(int, c.shard.split("/"))
+    require(of <= job.store.buckets, "shard", f"one of at most {job.store.buckets}, the buckets of this store")
     lacking = {b: count for b in range(first, job.store.buckets, of) if (count := len(job.pending(b)))}
     done = by_ray(c, list(lacking)) if c.workers and lacking else (n for bucket in lacking for n in job.run(bucket))
     with tqdm(total=sum(lacking.values()), desc=job.store.folder.name, unit="caption", mininterval=2) as bar:
         for count in done:
             bar.update(count)
+    tables = [job.store.table(bucket) for bucket in range(first, job.store.buckets, of)]
+    if errors := sum(len(table) - table["error"].null_count for table in tables):
+        print(f"{errors:,} captions could not be had: the store's column `error` says why, retry=true tries again")
 
 
 def by_ray(c: Settings, buckets: list[int]) -> Iterator[int]:
@@ -187,7 +241,7 @@ def by_ray(c: Settings, buckets: list[int]) -> Iterator[int]:
 def class_captions(held_out: CaptionedImages, train: CaptionedImages, per_class: int, seed: int) -> dict:
     """{class: [caption, ...]}: of each class `per_class` distinct captions of held-out rows, drawn by `seed`, that no
     training row has, whatever its case and spaces. Raises DataError for a class that has too few."""
-    known, drawn = set(map(plain, train.captions)), {}
+    known, lists = set(map(plain, train.captions)), {}
     for label in sorted({*held_out.labels.tolist(), *train.labels.tolist()} - {-1}):
         name, rows = held_out.label_names[label], (held_out.labels == label).nonzero().flatten().tolist()
         texts = {plain(text): text for text in (held_out.captions[row] for row in rows)}
@@ -195,29 +249,27 @@ def class_captions(held_out: CaptionedImages, train: CaptionedImages, per_class:
             lack = f"class {name!r} has {len(free)} held-out captions that training has not, {per_class} are asked for"
             raise DataError(f"{lack}: ask for fewer, or hold more rows out")
         chosen = np.random.default_rng([seed, label]).choice(len(free), per_class, replace=False)
-        drawn[name] = [texts[free[i]] for i in chosen]
-    assert_disjoint(drawn, train.captions)
-    return drawn
+        lists[name] = [texts[free[i]] for i in chosen]
+    return lists
 
 
-def assert_disjoint(drawn: dict[str, list[str]], captions: list[str]) -> None:
-    """Raises DataError if a drawn caption is among `captions`, whatever its case and spaces."""
-    if both := {plain(text) for texts in drawn.values() for text in texts} & set(map(plain, captions)):
-        raise DataError(f"{len(both)} drawn captions are training's too, such as {min(both)!r}: draw from other rows")
+def assert_disjoint(lists: dict[str, list[str]], captions: list[str]) -> None:
+    """Raises DataError if a caption of the lists is among `captions`, whatever its case and spaces."""
+    if both := {plain(text) for texts in lists.values() for text in texts} & set(map(plain, captions)):
+        raise DataError(f"{len(both)} listed captions are training's too, such as {min(both)!r}: draw from other rows")
 
 
 def plain(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def command(kind: type, work: Callable, arguments: list[str]) -> int:
-    """`work` with the settings `kind` of KEY=VALUE arguments. 0, or 2 for one clear line about what to change."""
-    texts = [f.name for f in fields(kind) if f.type is str]  # taken as typed: YAML reads a colon or a zero as its own
-    typed = dict(a.split("=", 1) for a in arguments if a.partition("=")[0] in texts and "=" in a)
-    rest = [re.sub("^seed=", ".seed=", a) for a in arguments if a.partition("=")[0] not in typed]
-    try:  # a bare `seed` is training's
-        values = apply_overrides({}, rest)
-        work(from_dict(kind, values | values.pop("", {}) | typed))
+def main(arguments: list[str]) -> int:
+    """0, or 2 for one clear line about what to change."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(__doc__)
+        return 0 if arguments else 2
+    try:
+        caption(from_dict(Settings, apply_overrides({}, arguments, short={"data": "data.source"})))
     except ImportError as error:
         return complain(f"{first_line(error)}: {INSTALL.get(error.name, 'install it')}")
     except (ConfigError, DataError, OSError) as error:
@@ -226,4 +278,4 @@ def command(kind: type, work: Callable, arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(command(Settings, caption, sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

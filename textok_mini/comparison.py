@@ -27,8 +27,8 @@ from textok_mini.training import text_encoder, to_float
 # Captions wrong in one respect, told to the detokenizer alone (the latent tokens are right) or to both halves.
 WRONG = tuple(f"wrong {change}, {half}" for change in CHANGES for half in ("detokenizer", "both"))
 
-# The twin without text; and the twin that has as many learned tokens as TexTok has text tokens on average, so
-# that its sequences are as long and its steps as dear.
+# The twin without text; and the twin with learned tokens in place of text, about as many as a batch of TexTok's has
+# (20 on average, 26 in the longest caption), so that its sequences are as long and its steps as dear.
 ARMS = {
     "textok": [],
     "twin": ["tokenizer.text_in=none"],
@@ -39,9 +39,11 @@ ARMS = {
 def load_run(folder: str | Path, snapshot: int | None = None) -> tuple[TexTok, Config]:
     """A finished run's EMA weights (or those of a snapshot's step) in eval mode, and its config."""
     folder = Path(folder)
-    if not (folder / "config.json").is_file():
+    path = folder / "config.json"
+    values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if "training" not in values:  # the hub's form has the tokenizer's settings alone, and no text encoder's
         raise FileNotFoundError(f"{folder} holds no run: train one with python -m textok_mini.train")
-    config = from_dict(Config, json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    config = from_dict(Config, values)
     model = TexTok(config.tokenizer)
     name = "model.safetensors" if snapshot is None else f"snapshots/step-{snapshot:07d}.safetensors"
     model.load_state_dict(load_file(folder / name))
@@ -91,19 +93,19 @@ def evaluate(
     folder: str | Path, rows: CaptionedImages, conditions: Sequence[str] = (), snapshot: int | None = None
 ) -> dict[str, dict[str, np.ndarray]]:
     """Per-image metrics of a run on `rows`: with the `right` captions, and under each of `conditions`: a name of
-    `other_captions`, told to both halves, or to one as in `wrong place, detokenizer`. LPIPS is on VGG16's trunk.
-    Raises ValueError for a run that was trained on that trunk."""
+    `other_captions`, told to both halves, or to one as in `wrong place, detokenizer`. LPIPS is on VGG16's trunk, on
+    AlexNet's for a run that was trained on VGG16's: a figure flatters whoever was trained on it."""
     model, config = load_run(folder, snapshot)
-    if config.training.perceptual == "lpips-vgg":
-        raise ValueError(f"{folder} was trained on LPIPS-VGG: it cannot be graded on it too")
+    trunk = "alex" if config.training.perceptual == "lpips-vgg" else "vgg"
     originals = to_float(rows.images(list(range(len(rows)))))
     split = {} if config.tokenizer.text_in == "none" else {c: c.partition(", ")[::2] for c in conditions}
     lies = {what for what, _ in split.values()}
     said = {what: other_captions(rows, what, config.data.captions) for what in lies}
     encoder = text_encoder(config, sum(said.values(), rows.captions), "cpu")
-    told = {c: (None if half == "detokenizer" else said[what], said[what]) for c, (what, half) in split.items()}
-    told = {"right": (None, None)} | told
-    return metrics_of_all({name: reconstruct(model, rows, encoder, *c) for name, c in told.items()}, originals)
+    told = {"right": (None, None)}
+    for condition, (what, half) in split.items():
+        told[condition] = tuple(None if half == other else said[what] for other in ("detokenizer", "tokenizer"))
+    return metrics_of_all({name: reconstruct(model, rows, encoder, *c) for name, c in told.items()}, originals, trunk)
 
 
 def set_distances(reconstructions: Tensor, rows: CaptionedImages) -> dict[str, float]:

@@ -14,7 +14,7 @@ import difflib
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -99,13 +99,14 @@ class TexTokConfig:
     heads: int = known(12, "paper", "ViT-Base")
     mlp_ratio: int = known(4, "paper", "ViT-Base")
     text_in: Literal["both", "tokenizer", "detokenizer", "none"] = known("both", "paper", "both is the full TexTok")
-    text_dim: int = known(2048, "paper", "width of T5-XL; T5-XXL has 4,096", 4096)
+    text_dim: int = known(2048, "assumed", "width of T5 v1.1-XL; v1.1-XXL has 4,096", 4096)
     max_text_tokens: int = known(128, "second-hand", "pranoyr/TexTok, unconfirmed")
     num_registers: int = kit(0, "control: this many learned tokens stand where text tokens would")
 
     def __post_init__(self):
         at_least(1, self, "tokenizer", "image_size patch_size latent_dim width encoder_layers decoder_layers heads")
-        at_least(0, self, "tokenizer", "num_latent_tokens num_registers")
+        at_least(1, self, "tokenizer", "mlp_ratio text_dim max_text_tokens")
+        at_least(0, self, "tokenizer", "num_latent_tokens latent_noise num_registers")
         if self.text_in not in ("both", "detokenizer"):
             least = "at least 1 unless text reaches the detokenizer (text_in: both or detokenizer)"
             require(self.num_latent_tokens > 0, "tokenizer.num_latent_tokens", least)
@@ -177,6 +178,9 @@ class TrainingConfig:
         at_least(1, self, "training", "steps batch_size log_every checkpoint_every r1_every")
         at_least(0, self, "training", "adversarial_weight adversarial_start adversarial_warmup r1_weight lecam_weight")
         at_least(0, self, "training", "warmup_steps sample_every snapshot_every workers gradient_clip weight_decay")
+        at_least(0, self, "training", "seed final_learning_rate l2_weight perceptual_weight")
+        perceptual = self.perceptual_weight if self.perceptual != "none" else 0
+        require(self.l2_weight + perceptual > 0, "training.l2_weight", "above 0 where there is no perceptual loss")
         require(self.learning_rate > 0, "training.learning_rate", "above 0")
         for name in ("ema", "beta1", "beta2"):
             require(0 <= getattr(self, name) < 1, f"training.{name}", "in [0, 1)")
@@ -193,8 +197,10 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self):
+        size = self.tokenizer.image_size
+        if self.training.perceptual == "lpips-alex":
+            require(size > 30, "tokenizer.image_size", "31 or more for AlexNet's LPIPS")
         if self.training.adversarial_weight:
-            size = self.tokenizer.image_size
             require(self.discriminator.image_size == size, "discriminator.image_size", f"tokenizer.image_size={size}")
 
 
@@ -247,21 +253,28 @@ def read_settings(path: Path) -> dict:
 SHORT_FORMS = {"data": "data.source", "seed": "training.seed"}
 
 
-def apply_overrides(values: dict, overrides: Sequence[str]) -> dict:
-    """`key=value` strings over nested settings. `data` and `seed` are short for data.source and training.seed."""
+class Typed(str):
+    """What was typed after `key=`: a text as it is for a field of text, YAML for any other."""
+
+
+def apply_overrides(values: dict, overrides: Sequence[str], short: Mapping[str, str] = SHORT_FORMS) -> dict:
+    """`key=value` strings over nested settings; `short` forms stand for dotted keys."""
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise ConfigError(f"{override!r} is not KEY=VALUE, as in training.steps=500")
-        path = SHORT_FORMS.get(key, key).split(".")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            value = text  # a path or caption may be no YAML; its field's type decides
-        for part in reversed(path):
+        value = parsed(Typed(text)) if text.startswith("{") else Typed(text)
+        for part in reversed(short.get(key, key).split(".")):
             value = {part: value}
         values = merge(values, value)
     return values
+
+
+def parsed(value: Any) -> Any:
+    try:
+        return yaml.safe_load(value) if isinstance(value, Typed) else value
+    except yaml.YAMLError:
+        return str(value)
 
 
 def from_dict(cls: type, values: dict, prefix: str = "") -> Any:
@@ -281,6 +294,9 @@ def from_dict(cls: type, values: dict, prefix: str = "") -> Any:
 
 def convert(kind: Any, value: Any, key: str) -> Any:
     """`value` as `kind`: int, float, bool, str or a Literal. Numbers are never rounded, truth never guessed."""
+    if kind is str and isinstance(value, Typed):
+        return str(value)
+    value = parsed(value)
     if get_origin(kind) is Literal:
         options = get_args(kind)
         if value not in options:

@@ -31,13 +31,14 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from textok_mini.caption_store import CaptionStore, read_captions
-from textok_mini.config import ConfigError, DataConfig, apply_overrides, from_dict
+from textok_mini.config import ConfigError, DataConfig, apply_overrides, from_dict, parsed
 from textok_mini.openmoji import ATTRIBUTION, CATEGORIES, colours, drawings, rasterise, svg_body
 from textok_mini.own_data import DataError, check_folder, check_hub, decode, digest, fit, is_for_test, known_split
 from textok_mini.paths import beside, data_dir, resolve
 from textok_mini.scenes import LEVELS, SPLITS, Scene, World, caption, class_label, render, with_article, wrong
 
-GENERATOR = 1  # raise it whenever a prepared picture or caption would change: prepared data is kept by it
+# Raise it whenever a prepared picture or caption would change: prepared data is kept by it.
+GENERATOR = {"openmoji-scenes": 1, "openmoji": 2}
 HELD_OUT_SCENES = 2_000  # of the test split, and of the zero-shot split
 MADE = {"openmoji-scenes": SPLITS, "openmoji": ("train", "test")}
 USAGE = "usage: python -m textok_mini.data prepare data=SOURCE image_size=32 [data.KEY=VALUE ...]"
@@ -65,6 +66,7 @@ class CaptionedImages(Dataset):
     split: str
     skipped: dict[str, int] = dataclasses.field(default_factory=dict)  # bad rows by kind
     world: World | None = None  # of scenes
+    credit: str = ""  # to be shown wherever the pictures are
 
     def __post_init__(self):
         self.labels = torch.as_tensor(self.labels, dtype=torch.int64)
@@ -128,11 +130,13 @@ def load_data(source: str | DataConfig, split: str = "train", image_size: int = 
         captions, labels, ids = (table[name][:] for name in (CAPTION_COLUMN[config.captions], "label", "id"))
         found = dict(table=table, ids=ids, captions=captions, labels=labels, label_names=list(CATEGORIES))
         found["world"] = world_of(config) if config.source == "openmoji-scenes" else None
+        found["credit"] = f"Drawings: {ATTRIBUTION}"
         if config.captions_from:
             found["captions"] = stored_captions(config.captions_from, ids, found["world"])
     elif resolve(config.source).is_dir():
-        stored = read_captions(resolve(config.captions_from)) if config.captions_from else None
-        found = check_folder(resolve(config.source), config, split, image_size, stored)
+        store, root = config.captions_from, resolve(config.source)
+        stored = read_captions(resolve(store), pictures=root) if store else None
+        found = check_folder(root, config, split, image_size, stored)
     elif not config.captions_from and re.fullmatch(r"[\w.-]+/[\w.-]+", config.source):
         found = check_hub(config, split, image_size)
     else:
@@ -172,9 +176,9 @@ def scene_rows(config: DataConfig, split: str, image_size: int) -> Iterator[dict
 
 
 def picture_rows(config: DataConfig, split: str, image_size: int) -> Iterator[dict]:
-    """The rows of one split of `openmoji`: named pictures on white, a tenth of the bases for testing."""
+    """The rows of one split of `openmoji`: named pictures on white, a tenth of the motifs for testing."""
     for drawing in drawings().values():
-        if is_for_test(drawing.base) != (split == "test"):
+        if is_for_test(drawing.motif) != (split == "test"):
             continue
         body = f'<rect width="72" height="72" fill="#fff"/>{svg_body(drawing.key)}'
         svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 72 72">{body}</svg>'
@@ -189,7 +193,9 @@ def prepare(config: DataConfig, image_size: int, splits: Iterable[str] | None = 
     """Renders the splits that are not there yet (all by default); returns their folder.
 
     Its name depends on all that pictures and captions depend on. A second process waits instead of working too."""
-    settings = dict(source=config.source, image_size=image_size, generator=GENERATOR, drawings=ATTRIBUTION)
+    settings = dict(
+        source=config.source, image_size=image_size, generator=GENERATOR[config.source], drawings=ATTRIBUTION
+    )
     rows_of = scene_rows if config.source == "openmoji-scenes" else picture_rows
     if rows_of is scene_rows:
         settings |= dataclasses.asdict(world_of(config)) | {"scenes": config.scenes}
@@ -217,7 +223,7 @@ def main() -> None:
         if sys.argv[1:2] != ["prepare"]:
             raise DataError(USAGE)
         values = apply_overrides({}, sys.argv[2:])
-        image_size = values.pop("image_size", 32)
+        image_size = parsed(values.pop("image_size", 32))
         config = from_dict(DataConfig, values.pop("data", {}), "data.")
         if values:
             raise DataError(f"unknown setting {next(iter(values))!r}; {USAGE}")

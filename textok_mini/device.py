@@ -8,7 +8,7 @@ import torch
 SHORT = 256  # tokens
 
 
-def tune_cpu(tokens: int) -> None:
+def tune_cpu(tokens: int, exact: bool = False) -> None:
     """Make fp32 training on a CPU faster, for sequences of about `tokens`; does nothing on an accelerator.
 
     Measured by `benchmarks/cpu_settings.py` at the laptop's size: together about 1.6 times as fast. Affects the
@@ -16,13 +16,14 @@ def tune_cpu(tokens: int) -> None:
 
     1. Matrix products go to oneDNN instead of MKL, which on AMD uses only half of AVX-512. The setting is named
        bf16, but where the processor has no bf16 matrix unit (AMX) oneDNN computes in fp32, exactly as before; where
-       it has one, products are rounded to bf16 and summed in fp32.
+       it has one, products are rounded to bf16 and summed in fp32. `exact` leaves this out.
     2. Short sequences attend by plain matrix products: the fused kernel is made for long ones.
     3. Freed memory is kept rather than handed back to the kernel and zeroed again at each step (glibc only).
     """
     if torch.accelerator.is_available():
         return
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    if not exact:
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
     torch.backends.cuda.enable_flash_sdp(tokens > SHORT)  # in spite of its name it rules the CPU's kernel too
     if sys.platform.startswith("linux"):
         libc = ctypes.CDLL(None)

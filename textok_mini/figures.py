@@ -35,9 +35,15 @@ def save_image_grid(rows: Sequence[Tensor], path: Path, gap: int = 2) -> None:
 
 
 def show_images(
-    images: Tensor, captions: Sequence[str] | None = None, columns: int = 6, width: float = 1.9, lines: int = 5
+    images: Tensor,
+    captions: Sequence[str] | None = None,
+    columns: int = 6,
+    width: float = 1.9,
+    lines: int = 5,
+    credit: str = "",
 ) -> Figure:
-    """Images with their captions wrapped beneath them. A caption is text, never mathtext: `$` stays `$`."""
+    """Images with their captions wrapped beneath them, and below all the `credit` of whoever drew them. A caption is
+    text, never mathtext: `$` stays `$`."""
     pictures = to_uint8(images)
     rows = -(-len(pictures) // columns)
     height = width * (1.0 + (0.11 * lines if captions is not None else 0.05))
@@ -53,13 +59,23 @@ def show_images(
                 fontsize=7.5, parse_math=False,
             )  # fmt: skip
     figure.tight_layout(pad=0.4)
+    give(figure, credit)
     return figure
 
 
+def give(figure: Figure, credit: str) -> None:
+    figure.text(0.995, 0, credit, ha="right", va="top", fontsize=6, color="#666666", parse_math=False)
+
+
 def compare_images(
-    rows: Mapping[str, Tensor], captions: Sequence[str] | None = None, width: float = 1.35, lines: int = 5
+    rows: Mapping[str, Tensor],
+    captions: Sequence[str] | None = None,
+    width: float = 1.35,
+    lines: int = 5,
+    credit: str = "",
 ) -> Figure:
-    """Rows of images under one another, each row with its name at the left; captions, if any, under the last."""
+    """Rows of images under one another, each row with its name at the left; captions, if any, under the last, and
+    below all the `credit` of whoever drew the originals."""
     count = len(next(iter(rows.values())))
     extra = 0.14 * lines if captions is not None else 0
     figure, axes = plt.subplots(
@@ -76,6 +92,7 @@ def compare_images(
             text = textwrap.fill(textwrap.shorten(caption, 20 * lines, placeholder=" …"), 20)
             axis.set_xlabel(text, fontsize=6.5, parse_math=False)
     figure.tight_layout(pad=0.3)
+    give(figure, credit)
     return figure
 
 

@@ -152,11 +152,14 @@ def report(folder: Path) -> str:
     if grid["lasting"]:
         lines += ["", *lasting(folder, grid)]
     for arm in grid["wrong"]:
-        lines += ["", f"| {arm} told | PSNR, dB | LPIPS |", "|---|---|---|"]
-        for condition in conditions(folder, arm):
+        # A lie about one thing is the exact normal caption but for that: what it costs is counted from there.
+        told = conditions(folder, arm)
+        base = "normal" if "normal" in told else "right"
+        lines += ["", f"| {arm}: told ... minus told the {base} caption | PSNR, dB | LPIPS |", "|---|---|---|"]
+        for condition in (c for c in told if c != base):
             cost = []
             for metric in ("psnr", "lpips"):
-                right, wrong = (per_seed(folder, grid, arm, f"test/{c}/{metric}") for c in ("right", condition))
+                right, wrong = (per_seed(folder, grid, arm, f"test/{c}/{metric}") for c in (base, condition))
                 cost.append(f"{seeds_interval([wrong[s] - right[s] for s in right]):+.3f}" if len(right) > 1 else "-")
             lines.append("| " + " | ".join([condition, *cost]) + " |")
     if missing := [name for name, *_ in cells(grid) if not (folder / name / "metrics.npz").exists()]:
@@ -166,7 +169,8 @@ def report(folder: Path) -> str:
 
 def lasting(folder: Path, grid: dict) -> list[str]:
     """Does the lead last? For each split and metric, `long lead - (1 - margin) x short lead` a seed, counted so that
-    more is better: *holds* if its interval lies above zero, *does not hold* if below, else *inconclusive*."""
+    more is better: *holds* if its interval lies above zero, *does not hold* if below, else *inconclusive*. Where the
+    short lead's own interval is not above zero there is *no lead* that could last."""
     rule = grid["lasting"]
     lines = ["| does the lead last? | metric | short lead | long lead | verdict |", "|---" * 5 + "|"]
     for split in ("test", "zero-shot"):
@@ -183,6 +187,8 @@ def lasting(folder: Path, grid: dict) -> list[str]:
                 continue
             kept = seeds_interval([long[s] - (1 - rule["margin"]) * short[s] for s in both])
             verdict = "holds" if kept.low > 0 else "does not hold" if kept.high < 0 else "inconclusive"
+            if seeds_interval([short[s] for s in both]).low <= 0:
+                verdict = "no lead"
             means = [f"{np.mean([lead[s] for s in both]):+.3f}" for lead in leads]
             lines.append(f"| {split} | {metric} | {means[0]} | {means[1]} | {verdict} |")
     return lines

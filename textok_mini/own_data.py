@@ -27,11 +27,12 @@ from textok_mini.config import DataConfig
 from textok_mini.hub import hub_reachable
 from textok_mini.paths import beside, data_dir
 
-CHECKS = 2  # raise it whenever a row would be judged otherwise: kept verdicts are found by it
+CHECKS = 3  # raise it whenever a row would be judged otherwise: kept verdicts are found by it
 HELD_OUT_SHARE = 0.1  # of rows, where there is no test split
 MOST_WORDS = 1_000
 METADATA = "metadata.jsonl"
-HELD_OUT = ("test", "val", "validation", "zero-shot")  # names of folders
+VALIDATION = ("validation", "val", "valid", "dev")  # names of splits that serve for testing where there is no test
+HELD_OUT = ("test", "zero-shot", *VALIDATION)
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
 AS_STORED = datasets.Image(decode=False)  # {"bytes": ..., "path": ...}
@@ -67,15 +68,20 @@ def known_split(split: str, splits: Iterable[str], source: str) -> None:
         raise DataError(f"{source} has no split {split!r}; there are: {', '.join(splits)}")
 
 
-def fit(picture: Image.Image, image_size: int) -> np.ndarray:
-    """uint8 (image_size, image_size, 3): turned as its EXIF says, over white, shorter side resized, centre cut."""
+def upright(picture: Image.Image) -> Image.Image:
+    """RGB, turned as its EXIF says, over white."""
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I;16"):  # PIL would clip 16 bits to 8 instead of scaling them
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    picture = picture.convert("RGB")
+    return picture.convert("RGB")
+
+
+def fit(picture: Image.Image, image_size: int) -> np.ndarray:
+    """uint8 (image_size, image_size, 3): upright, shorter side resized, centre cut."""
+    picture = upright(picture)
     width, height = (max(image_size, round(side * image_size / min(picture.size))) for side in picture.size)
     left, top = (width - image_size) // 2, (height - image_size) // 2
     picture = picture.resize((width, height), Image.Resampling.BICUBIC)
@@ -126,6 +132,8 @@ def judge(source: str, key: list, find: Callable[[], tuple], config: DataConfig,
     if skipped := dict(Counter(kind for kind, _ in problems).most_common()):
         counts = ", ".join(f"{count} {kind}" for kind, count in skipped.items())
         print(f"{source}: skipped {len(problems)} bad rows: {counts}")
+    if "test" not in splits and (held_out := [name for name in VALIDATION if name in splits]):
+        splits["test"] = splits[held_out[0]]
     if set(splits) <= {"train"}:  # no split for testing
         splits = {name: [row for row in rows if is_for_test(row.id) == (name == "test")] for name in ("train", "test")}
     verdict = {"splits": {}, "skipped": skipped}
@@ -199,7 +207,7 @@ def pictures_in(root: Path) -> list[Path]:
 
 
 def captioned_rows(root: Path, captions: Mapping[str, str]) -> tuple[dict[str, list[Row]], list[tuple[str, str]]]:
-    """The same with the captions of a store. Without metadata a picture's class is the folder it lies in."""
+    """The same with `captions` by file name, a store's. Without metadata a picture's class is the folder it lies in."""
     if (root / METADATA).is_file() or any(root.glob(f"*/{METADATA}")):
         splits, problems = folder_rows(root)
     else:
@@ -209,8 +217,12 @@ def captioned_rows(root: Path, captions: Mapping[str, str]) -> tuple[dict[str, l
             split = folders.pop(0) if folders and folders[0] in ("train", *HELD_OUT) else "train"
             row = Row(str(file), "/".join(name), None, folders[-1] if folders else None, partial(Image.open, file))
             splits[split].append(row)
-    rows = {name: [row._replace(caption=captions.get(row.id)) for row in rows] for name, rows in splits.items()}
-    return rows, problems
+    lacking = "the store has no caption of this picture; python -m textok_mini.captions makes it"
+    rows = [row for rows in splits.values() for row in rows]
+    problems += [("no caption", f"{row.where}: {lacking}") for row in rows if row.id not in captions]
+    for name, rows in splits.items():
+        splits[name] = [row._replace(caption=captions[row.id]) for row in rows if row.id in captions]
+    return splits, problems
 
 
 def check_folder(
@@ -247,8 +259,9 @@ def check_hub(config: DataConfig, split: str, image_size: int) -> dict:
     source, image, text, label = config.source, config.image_column, config.caption_column, config.label_column
     tables = load_from_hub(source)
     undivided = set(tables) == {"train"}
-    known_split(split, ("train", "test") if undivided else tables, source)
-    table = tables[home := "train" if undivided else split]
+    held_out = ["train"] if undivided else [name for name in ("test", *VALIDATION) if name in tables]
+    known_split(split, [*tables, *(["test"] if held_out else [])], source)
+    table = tables[home := held_out[0] if split == "test" else split]
     for key, column in (("image_column", image), ("caption_column", text)):
         if column not in table.column_names:
             there = ", ".join(table.column_names)

@@ -57,6 +57,9 @@ class TexTok(nn.Module, PyTorchModelHubMixin, library_name="textok_mini", licens
         if c.num_registers:
             self.encoder_registers = position_table(c.num_registers, c.width)
             self.decoder_registers = position_table(c.num_registers, c.width)
+        if c.num_latent_tokens == 0:  # then nothing is encoded; DDP would wait for these gradients
+            for name, parameter in self.named_parameters():
+                parameter.requires_grad_(not name.startswith(("patch_in", "encoder", "latent_")))
 
     def encode(self, images: Tensor, text: TextTokens | None = None) -> Tensor:
         """(B, 3, H, W) in [-1, 1] to latent tokens (B, N, d); each of unit RMS where `latent` is `noisy`.

@@ -52,7 +52,7 @@ def train(config: Config, output_dir: str | Path) -> Path:
     the folder holds another config's run, if another process trains in it, or if the loss is no longer a number.
     """
     output_dir, t, c = Path(output_dir), config.training, config.tokenizer
-    tune_cpu(c.num_patches + c.num_latent_tokens + c.max_text_tokens)
+    tune_cpu(c.num_patches + c.num_latent_tokens + c.max_text_tokens, exact=t.precision == "float32")
     accelerator = Accelerator(mixed_precision=precision(t.precision), cpu=not torch.accelerator.is_available())
     check_folder(config, output_dir)
     finished = output_dir / "model.safetensors"
@@ -142,6 +142,8 @@ def train(config: Config, output_dir: str | Path) -> Path:
             run.checkpoint(step)
         bar.update()
     bar.close()
+    if isinstance(text, FrozenTextEncoder) and text.cut:
+        accelerator.print(f"{text.cut:,} captions were cut at {c.max_text_tokens} tokens, in all steps together")
     if run.main:
         save_weights(ema.module, finished)
     accelerator.wait_for_everyone()
@@ -250,7 +252,8 @@ def check_folder(config: Config, folder: Path) -> None:
     differ = [f"{group}.{name}" for group in ours for name in ours[group] if there[group][name] != ours[group][name]]
     if differ:
         raise TrainingError(
-            f"{path}: another run's config, it differs in {', '.join(differ)}; choose another output_dir"
+            f"{path}: another run's config, it differs in {', '.join(differ)}; choose another output_dir, "
+            "or delete this one"
         )
 
 
