@@ -248,6 +248,26 @@ def test_with_a_gan_a_killed_run_ends_as_if_it_never_was(tmp_path, monkeypatch):
     assert first["loss"] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("gan", [(), (*GAN, "training.adversarial_start=5")], ids=["plain", "gan"])
+def test_a_batch_in_pieces_learns_as_a_whole_one(tmp_path, gan):
+    settings = ("training.learning_rate=1e-4", "training.sample_every=0", *gan)
+    train(smoke(*settings), tmp_path / "whole")
+    train(smoke(*settings, "training.accumulate=4"), tmp_path / "pieces")
+    logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("whole", "pieces")]
+    for a, b in zip(*(map(json.loads, log) for log in logs), strict=True):
+        assert a.pop("gradient_norm") == pytest.approx(b.pop("gradient_norm"), rel=1e-3)
+        assert a == pytest.approx(b, rel=0, abs=1e-5), a["step"]
+    with pytest.raises(TrainingError, match=r"must be divisible by the 1 processes times training\.accumulate=3"):
+        train(smoke(*settings, "training.accumulate=3"), tmp_path / "three")
+
+
+def test_recomputed_activations_change_nothing(tmp_path):
+    train(smoke(), tmp_path / "kept")
+    train(smoke("training.recompute=true"), tmp_path / "again")
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("kept", "again")]
+    assert weights[0] == weights[1]
+
+
 def test_a_discriminator_of_another_size_is_one_line():
     with pytest.raises(ConfigError, match=r"discriminator\.image_size must be tokenizer\.image_size=32"):
         smoke("training.adversarial_weight=0.1")

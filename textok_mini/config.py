@@ -167,6 +167,9 @@ class TrainingConfig:
     r1_every: int = known(16, "assumed", "StyleGAN2: lazy, the weight times the interval; MAGVIT penalises every step")
     lecam_weight: float = known(1e-4, "second-hand", "Tatiana21/TexTok; MAGVIT; 0 is none")
     lecam_start: int = kit(1_000, "steps of the discriminator until its means are used")
+    accumulate: int = kit(1, "pieces that each process cuts its part of a batch into, where memory is short")
+    recompute: bool = kit(False, "activations anew in the backward pass: memory of one block, a third more time")
+    compile: bool = kit(False, "torch.compile; for GPUs, where nobody here could measure it")
     precision: Literal["auto", "float32", "bfloat16"] = kit("auto", "bf16 on a GPU that has it, else float32")
     workers: int = kit(0, "processes that read and decode pictures; 0 suits prepared data")
     log_every: int = kit(50, "steps between lines of log.jsonl")
@@ -175,7 +178,7 @@ class TrainingConfig:
     snapshot_every: int = kit(0, "steps between EMA weights kept in snapshots/, for curves; 0 is none")
 
     def __post_init__(self):
-        at_least(1, self, "training", "steps batch_size log_every checkpoint_every r1_every")
+        at_least(1, self, "training", "steps batch_size accumulate log_every checkpoint_every r1_every")
         at_least(0, self, "training", "adversarial_weight adversarial_start adversarial_warmup r1_weight lecam_weight")
         at_least(0, self, "training", "warmup_steps sample_every snapshot_every workers gradient_clip weight_decay")
         at_least(0, self, "training", "seed final_learning_rate l2_weight perceptual_weight")

@@ -37,6 +37,9 @@ class TextTokens(NamedTuple):
     def to(self, device: torch.device | str) -> "TextTokens":
         return TextTokens(self.embeddings.to(device), self.mask.to(device))
 
+    def chunk(self, pieces: int) -> list["TextTokens"]:
+        return [TextTokens(*part) for part in zip(self.embeddings.chunk(pieces), self.mask.chunk(pieces), strict=True)]
+
     def pad_to(self, tokens: int) -> "TextTokens":
         """The same tokens in `tokens` slots; the new ones are masked out."""
         extra = tokens - self.mask.shape[1]

@@ -15,7 +15,9 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +73,10 @@ def train(config: Config, output_dir: str | Path) -> Path:
         rows = load_data(config.data, "train", config.tokenizer.image_size)
         text = text_encoder(config, rows.captions, accelerator.device)
     world, rank = accelerator.num_processes, accelerator.process_index
-    if t.batch_size % world or t.batch_size > len(rows):
+    if t.batch_size % (world * t.accumulate) or t.batch_size > len(rows):
         raise TrainingError(
-            f"training.batch_size={t.batch_size} must be divisible by the {world} processes "
-            f"and at most {len(rows)}, the number of rows"
+            f"training.batch_size={t.batch_size} must be divisible by the {world} processes times training.accumulate="
+            f"{t.accumulate} and at most {len(rows)}, the number of rows"
         )
 
     if accelerator.is_main_process:  # only now: a run that never began must not keep the folder to itself
@@ -90,7 +92,10 @@ def train(config: Config, output_dir: str | Path) -> Path:
     parts = {"model": model, "ema": ema, "optimizer": optimizer} | ({"gan": gan} if gan else {})
     run = Run(output_dir, parts, main=accelerator.is_main_process)
     start = run.resume(accelerator.device)
-    stepped, optimizer = accelerator.prepare(model, optimizer)  # `stepped` is `model`, in DDP where there are ranks
+    model.encoder.checkpointing = model.decoder.checkpointing = t.recompute
+    # `stepped` is `model`, in DDP where there are ranks. Compiled outside of DDP, as torch advises.
+    stepped, optimizer = accelerator.prepare(model, optimizer)
+    stepped = torch.compile(stepped, dynamic=True) if t.compile else stepped
     samples = Samples(config, text, accelerator.device) if accelerator.is_main_process and t.sample_every else None
 
     batches = DataLoader(
@@ -107,13 +112,10 @@ def train(config: Config, output_dir: str | Path) -> Path:
         noise = step_noise(config, step)[rank::world].to(accelerator.device)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, t)
-        with accelerator.autocast():
-            reconstruction = stepped(images, tokens, noise)
-        loss, losses = tokenizer_loss(reconstruction, images, weights, perceptual)
-        if gan:
-            charged, heard = gan.charge(reconstruction, step)
-            loss, losses = loss + charged, losses | heard
-        accelerator.backward(loss)
+        words = tokens.chunk(t.accumulate) if tokens else [None] * t.accumulate
+        pieces = list(zip(images.chunk(t.accumulate), words, noise.chunk(t.accumulate), strict=True))
+        charge = partial(tokenizer_charge, weights=weights, perceptual=perceptual, gan=gan, step=step)
+        reconstruction, loss, losses = forward_backward(accelerator, stepped, pieces, charge)
         norm = accelerator.clip_grad_norm_(stepped.parameters(), t.gradient_clip or math.inf)
         if not torch.isfinite(loss) or not torch.isfinite(norm):
             bar.close()
@@ -128,10 +130,7 @@ def train(config: Config, output_dir: str | Path) -> Path:
             losses |= gan.learn(images, reconstruction, step, learning_rate(step, t))
 
         if step % t.log_every == 0 or step in (1, t.steps):
-            means = {
-                name: accelerator.reduce(part, "mean").item()
-                for name, part in {"loss": loss.detach(), **losses}.items()
-            }
+            means = {name: accelerator.reduce(part, "mean").item() for name, part in {"loss": loss, **losses}.items()}
             run.log({"step": step, **means, "gradient_norm": norm.item(), "learning_rate": learning_rate(step, t)})
             bar.set_postfix({k: f"{v:.4f}" for k, v in means.items()}, refresh=False)
         if samples and (step % t.sample_every == 0 or step == t.steps):
@@ -148,6 +147,33 @@ def train(config: Config, output_dir: str | Path) -> Path:
         save_weights(ema.module, finished)
     accelerator.wait_for_everyone()
     return finished
+
+
+def tokenizer_charge(
+    reconstruction: Tensor, images: Tensor, weights: dict, perceptual: LPIPS | None, gan: GAN | None, step: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """What the tokenizer is charged for a reconstruction, and its unweighted parts by name."""
+    loss, parts = tokenizer_loss(reconstruction, images, weights, perceptual)
+    if gan:
+        charged, heard = gan.charge(reconstruction, step)
+        loss, parts = loss + charged, parts | heard
+    return loss, parts
+
+
+def forward_backward(accelerator: Accelerator, stepped: nn.Module, pieces: list, charge: Callable) -> tuple:
+    """The batch, piece by piece where memory is short: gradients add up to those of the whole, and travel between
+    processes with the last piece only. Returns the reconstruction, the loss and its parts, all without gradient."""
+    drawn, losses = [], []
+    for i, (images, tokens, noise) in enumerate(pieces):
+        with accelerator.no_sync(stepped) if i + 1 < len(pieces) else nullcontext():
+            with accelerator.autocast():
+                reconstruction = stepped(images, tokens, noise)
+            loss, parts = charge(reconstruction, images)
+            accelerator.backward(loss / len(pieces))
+        drawn.append(reconstruction.detach())
+        losses.append({"loss": loss.detach(), **parts})
+    means = {name: torch.stack([part[name] for part in losses]).mean() for name in losses[0]}
+    return torch.cat(drawn), means.pop("loss"), means
 
 
 class BatchOrder:
