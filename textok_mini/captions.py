@@ -8,7 +8,6 @@ cannot be read or captioned becomes a row with its error; `retry=true` tries tho
 pictures, or `openmoji-scenes`; all settings are in `Settings`.
 """
 
-import hashlib
 import importlib
 import json
 import re
@@ -24,7 +23,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import transformers as hf
-from huggingface_hub import try_to_load_from_cache
 from PIL import Image
 from tqdm import tqdm
 
@@ -32,7 +30,7 @@ from textok_mini.caption_store import CaptionStore, storable
 from textok_mini.captioner import MODEL, PROMPT, Captioner, VLLMCaptioner, licence, trim
 from textok_mini.config import ConfigError, DataConfig, apply_overrides, from_dict, require
 from textok_mini.data import MADE, CaptionedImages, load_data
-from textok_mini.hub import first_line, from_hub
+from textok_mini.hub import first_line, from_hub, revision
 from textok_mini.own_data import PICTURES, DataError, digest, fit, pictures_in, upright
 from textok_mini.paths import resolve
 from textok_mini.train import complain
@@ -82,18 +80,11 @@ class Found(NamedTuple):
 def identity(c: Settings) -> dict:
     """All that captions depend on; runs that differ in any of it don't share a store."""
     network, folder = from_hub(hf.AutoConfig, c.model, "captioner", revision=c.revision or None), Path(c.model)
-    if folder.is_dir():
-        hashes = []
-        for path in sorted(folder.glob("*.safetensors")):
-            with path.open("rb") as file:
-                hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
-        revision = digest(hashes)
-    else:  # by now its config lies in the cache, in a folder of its commit's name
-        revision = Path(try_to_load_from_cache(c.model, "config.json", revision=c.revision or None)).parent.name
     kept = ("words", "temperature", "engine", "image_size", "longest_side", "seed")
     prompt = "" if network.model_type == "vision-encoder-decoder" else storable(c.prompt)  # it reads none
     settings = {name: getattr(c, name) for name in kept} | {"prompt": prompt, "prompt_hash": digest(prompt)}
-    settings |= {"model": folder.name if folder.is_dir() else c.model, "revision": revision}
+    settings |= {"model": folder.name if folder.is_dir() else c.model}
+    settings |= {"revision": revision(c.model, c.revision or None)}
     settings |= {"licence": licence(c.model), "data": Path(c.data.source).name}
     world = ("world_seed", "objects", "min_objects", "max_objects")
     return settings | ({name: getattr(c.data, name) for name in world} if c.data.source in MADE else {})
@@ -110,8 +101,8 @@ class Job:
 
     @cached_property
     def captioner(self) -> Captioner:
-        c, revision = self.c, None if Path(self.c.model).is_dir() else self.store.settings["revision"]
-        return ENGINES[c.engine](c.model, c.prompt, c.words, c.temperature, c.seed, revision)
+        c, commit = self.c, None if Path(self.c.model).is_dir() else self.store.settings["revision"]
+        return ENGINES[c.engine](c.model, c.prompt, c.words, c.temperature, c.seed, commit)
 
     def pending(self, bucket: int) -> list[tuple[str, int]]:
         there = {
