@@ -108,6 +108,7 @@ def train(config: Config, output_dir: str | Path) -> Path:
     bar = tqdm(total=t.steps, initial=start, desc=output_dir.name, unit="step", disable=not run.main, mininterval=2)
     for step, batch in enumerate(batches, start + 1):
         images = to_float(batch["image"].to(accelerator.device))
+        cut = getattr(text, "cut", 0)
         tokens = text(batch["caption"]).to(accelerator.device) if text else None
         noise = step_noise(config, step)[rank::world].to(accelerator.device)
         for group in optimizer.param_groups:
@@ -116,6 +117,8 @@ def train(config: Config, output_dir: str | Path) -> Path:
         pieces = list(zip(images.chunk(t.accumulate), words, noise.chunk(t.accumulate), strict=True))
         charge = partial(tokenizer_charge, weights=weights, perceptual=perceptual, gan=gan, step=step)
         reconstruction, loss, losses = forward_backward(accelerator, stepped, pieces, charge)
+        if isinstance(text, FrozenTextEncoder):
+            losses["captions_cut"] = torch.tensor((text.cut - cut) / len(batch["caption"]), device=accelerator.device)
         norm = accelerator.clip_grad_norm_(stepped.parameters(), t.gradient_clip or math.inf)
         if not torch.isfinite(loss) or not torch.isfinite(norm):
             bar.close()
@@ -141,8 +144,6 @@ def train(config: Config, output_dir: str | Path) -> Path:
             run.checkpoint(step)
         bar.update()
     bar.close()
-    if isinstance(text, FrozenTextEncoder) and text.cut:
-        accelerator.print(f"{text.cut:,} captions were cut at {c.max_text_tokens} tokens, in all steps together")
     if run.main:
         save_weights(ema.module, finished)
     accelerator.wait_for_everyone()
