@@ -483,6 +483,24 @@ def test_a_hub_set_with_the_usual_column_names(monkeypatch):
     assert rows.captions[1] == "hub 1" and rows[1]["image"].shape == (3, 32, 32) and rows[1]["label"] == -1
 
 
+def test_a_gated_hub_set_says_what_to_accept(monkeypatch):
+    def refuse(name):
+        raise datasets.exceptions.DatasetNotFoundError(f"Dataset '{name}' is a gated dataset on the Hub.")
+
+    monkeypatch.setattr(own_data, "hub_reachable", lambda: True)
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(DataError, match=r"accept its terms at \S+/datasets/ILSVRC/imagenet-1k, then `hf auth login`"):
+        load_data("ILSVRC/imagenet-1k", "train", 32)
+
+
+def test_a_mirror_never_makes_a_caption_false():
+    images = torch.arange(5 * 3 * 2 * 4).reshape(5, 3, 2, 4).float()
+    captions = ["a dog", "a dog on the left", "a cat", "a sign that reads STOP", "A bright owl"]
+    seen = data.mirrored(images, captions, torch.tensor([0.1, 0.1, 0.6, 0.2, 0.49]))
+    for i, flipped in enumerate([True, False, False, False, True]):
+        assert torch.equal(seen[i], images[i].flip(-1) if flipped else images[i])
+
+
 def test_bad_rows_of_a_hub_set_are_named(monkeypatch):
     tables = hub(monkeypatch, {"train": 5, "test": 3})
     config = DataConfig(**HUB)

@@ -61,6 +61,9 @@ class DataConfig:
     image_column: str = kit("image", "column of a hub data set")
     caption_column: str = kit("caption", "column of a hub data set")
     label_column: str = kit("label", "column of a hub data set; a missing label is -1")
+    mirror: bool = kit(
+        False, "mirror half of the pictures whose captions name no side and no writing; the paper is silent"
+    )
     skip_bad_rows: bool = kit(False, "skip and count rows that fail verification instead of stopping")
 
     def __post_init__(self):

@@ -114,6 +114,20 @@ class CaptionedImages(Dataset):
         return wrong(self.scene(row), change, rng, self.world.pool(self.split))
 
 
+# A mirror makes such captions false. Crops are never random here: a caption may name what was cut away.
+SIDED = re.compile(
+    r"\b(left|right|east|west|(counter|anti)?-?clockwise|clock|text|writing|written|words?|letters?|letter|numbers?|digits?|"
+    r"signs?|labels?|logos?|titles?|reads|reading|says|saying|maps?|flags?)\b",
+    re.I,
+)
+
+
+def mirrored(images: torch.Tensor, captions: Sequence[str], lots: torch.Tensor) -> torch.Tensor:
+    """Images (B, 3, H, W), in a mirror where `lots` (B,), uniform in [0, 1), is below a half and the caption allows."""
+    chosen = (lots < 0.5) & torch.tensor([not SIDED.search(caption) for caption in captions])
+    return torch.where(chosen.to(images.device)[:, None, None, None], images.flip(-1), images)
+
+
 as_batch = dict  # the `collate_fn` of a DataLoader over `CaptionedImages`, whose batches are one dict already
 
 

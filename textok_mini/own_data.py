@@ -251,6 +251,8 @@ def load_from_hub(name: str) -> datasets.DatasetDict:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         message = f"data set {name!r} is no folder here and cannot be had from the hub ({reason})"
         hint = "check its name and the network, or set HF_HUB_OFFLINE=1 if it was downloaded before"
+        if "gated" in str(error).lower():
+            hint = f"accept its terms at {constants.ENDPOINT}/datasets/{name}, then `hf auth login`"
         raise DataError(f"{message}; {hint}") from error
 
 

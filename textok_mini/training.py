@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from textok_mini.config import Config, TrainingConfig, config_json, from_dict, to_dict
-from textok_mini.data import as_batch, load_data
+from textok_mini.data import as_batch, load_data, mirrored
 from textok_mini.device import tune_cpu
 from textok_mini.figures import save_image_grid
 from textok_mini.gan import GAN
@@ -108,6 +108,10 @@ def train(config: Config, output_dir: str | Path) -> Path:
     bar = tqdm(total=t.steps, initial=start, desc=output_dir.name, unit="step", disable=not run.main, mininterval=2)
     for step, batch in enumerate(batches, start + 1):
         images = to_float(batch["image"].to(accelerator.device))
+        if config.data.mirror:
+            images = mirrored(
+                images, batch["caption"], torch.rand(t.batch_size, generator=generator_of(t, step, 1))[rank::world]
+            )
         cut = getattr(text, "cut", 0)
         tokens = text(batch["caption"]).to(accelerator.device) if text else None
         noise = step_noise(config, step)[rank::world].to(accelerator.device)
@@ -332,14 +336,18 @@ def warmed_up_ema(decay: float) -> Any:
     return update
 
 
+def generator_of(t: TrainingConfig, *which: int) -> torch.Generator:
+    """The chances of a step (and of one kind of them): they follow from the seed and have no state of their own."""
+    seed = np.random.SeedSequence((t.seed, *which)).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(seed >> 1))
+
+
 def step_noise(config: Config, step: int) -> Tensor:
     """The latents' noise of a step, (batch_size, N, d), from (seed, step): the same for any number of processes.
 
     Its deviation grows from 0 to 1 over the run: a rate that is limited from the start keeps a tokenizer without text
     from learning to use its latents at all (measured: together with small latent tokens it shortens the plateau)."""
-    seed = np.random.SeedSequence((config.training.seed, step)).generate_state(1, np.uint64)[0]
-    generator = torch.Generator().manual_seed(int(seed >> 1))
-    c = config.tokenizer
+    generator, c = generator_of(config.training, step), config.tokenizer
     noise = torch.randn(config.training.batch_size, c.num_latent_tokens, c.latent_dim, generator=generator)
     return noise * min(1.0, step / config.training.steps)
 
