@@ -132,3 +132,16 @@ def test_a_half_written_log_line_is_left_out(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
     assert launch.read_log(tmp_path) == [{"step": 1}, {"step": 2}]
     assert sys.executable and launch.read_log(tmp_path / "none") == []
+
+
+def test_pictures_are_measured_in_parts_as_at_once(rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "weights_dir", lambda: WEIGHTS)
+    torch.manual_seed(0)
+    save_weights(TexTok(preset("smoke").tokenizer), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(config_json(preset("smoke")))
+    whole = comparison.evaluate(tmp_path, rows.first(7), ["wrong place, detokenizer"])
+    monkeypatch.setattr(comparison, "AT_ONCE", 3)
+    parts = comparison.evaluate(tmp_path, rows.first(7), ["wrong place, detokenizer"])
+    for condition, metrics in whole.items():
+        for name, values in metrics.items():
+            np.testing.assert_allclose(parts[condition][name], values, rtol=1e-4)
