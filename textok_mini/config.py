@@ -144,6 +144,25 @@ class DiscriminatorConfig:
 
 
 @dataclass(frozen=True)
+class DiTConfig:
+    """The generator's shape: DiT over N latent tokens of d channels, which are the tokenizer's."""
+
+    num_latent_tokens: int = known(128, "paper", "those of the tokenizer", 32, 64, 256)
+    latent_dim: int = known(8, "paper", "that of the tokenizer")
+    width: int = known(1152, "paper", "DiT-XL; S, B, L have 384, 768, 1,024")
+    layers: int = known(28, "paper", "DiT-XL; S, B, L have 12, 12, 24")
+    heads: int = known(16, "paper", "DiT-XL; S, B, L have 6, 12, 16")
+    num_classes: int = known(1000, "paper", "ImageNet")
+    class_dropout: float = known(0.1, "assumed", "facebookresearch/DiT: labels left out in training, for guidance")
+    learn_variance: bool = known(True, "assumed", "facebookresearch/DiT; flow matching has none")
+
+    def __post_init__(self):
+        at_least(1, self, "dit", "num_latent_tokens latent_dim width layers heads num_classes")
+        require(self.width % self.heads == 0, "dit.heads", f"a divisor of width={self.width}")
+        require(0 <= self.class_dropout < 1, "dit.class_dropout", "in [0, 1)")
+
+
+@dataclass(frozen=True)
 class TrainingConfig:
     """One training run: optimiser, schedule, losses, and what is written when."""
 
