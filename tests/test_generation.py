@@ -23,7 +23,7 @@ def perturbed(config: DiTConfig) -> DiT:
     return model
 
 
-# The /2 models at 256 px, 256 tokens of 4 * 2 * 2 numbers: millions of the DiT paper's table 1; XL by its code's own count.
+# The /2 models at 256 px, 256 tokens of 16 numbers: millions of the DiT paper's table 1; XL by its own code too.
 @pytest.mark.parametrize(
     ("width", "layers", "heads", "published"),
     [(384, 12, 6, 33), (768, 12, 12, 130), (1024, 24, 16, 458), (1152, 28, 16, 675)],

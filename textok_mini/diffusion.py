@@ -21,7 +21,7 @@ Predict = Callable[[Tensor, Tensor], Tensor]
 class Diffusion:
     """Ho et al. (2020) with the learned variance of Nichol & Dhariwal (2021), as facebookresearch/DiT has it: 1,000
     linear steps, the model predicts the noise and how far the log variance lies between its two bounds. (At the very
-    first step the original scores latents as if they were pixels of 8 bits; here that step is a Gaussian as the rest.)"""
+    first step the original scores latents as pixels of 8 bits; here that step is a Gaussian as the rest.)"""
 
     def __init__(self, steps: int = 1_000, first: float = 1e-4, last: float = 0.02):
         self.steps = steps
