@@ -181,8 +181,7 @@ def lasting(folder: Path, grid: dict) -> list[str]:
                 continue
             kept = seeds_interval([long[s] - (1 - rule["margin"]) * short[s] for s in both])
             verdict = "holds" if kept.low > 0 else "does not hold" if kept.high < 0 else "inconclusive"
-            if seeds_interval([short[s] for s in both]).low <= 0:
-                verdict = "no lead shown"
+            verdict = verdict if seeds_interval([short[s] for s in both]).low > 0 else "no lead shown"
             means = [f"{np.mean([lead[s] for s in both]):+.3f}" for lead in leads]
             lines.append(f"| {split} | {metric} | {means[0]} | {means[1]} | {verdict} |")
     return lines

@@ -105,8 +105,8 @@ def table(report: dict, split: str = "test") -> pd.DataFrame:
         rows[label] = arms | {"difference": f"{Interval(**report['differences'][split][name]):+.3f}"}
     if split == "test":
         # A Frechet distance of few pictures is biased, and by another amount for every arm.
-        few = "frechet" if report["pictures"] < 5_000 else "none"
-        for name in (n for n in next(iter(report["distances"].values())) if not n.startswith(few)):
+        every, enough = next(iter(report["distances"].values())), report["pictures"] >= 5_000
+        for name in (name for name in every if enough or not name.startswith("frechet")):
             rows[name] = {arm: f"{values[name]:.4f}" for arm, values in report["distances"].items()}
     return pd.DataFrame(rows).T.fillna("")
 
