@@ -62,6 +62,14 @@ def test_overrides_reach_their_field_and_nothing_else():
     assert config.tokenizer == preset("laptop").tokenizer
 
 
+def test_a_text_stays_as_it_was_typed_and_all_else_is_yaml():
+    for text in ("0123", "2024-01-01", "a: b", "null", "1e3", "~/pictures", "{x"):
+        config = load_config("laptop", [f"data={text}", "training.learning_rate=1e-3", "text.cache=false"])
+        assert config.data.source == text and type(config.data.source) is str
+    assert (config.training.learning_rate, config.text.cache) == (1e-3, False)
+    assert load_config("laptop", ["training={steps: 5}", "training.seed=2"]).training.steps == 5
+
+
 def test_a_yaml_file_builds_on_a_preset_and_names_itself_in_errors(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("preset: smoke\ntraining:\n  steps: 7\n  learning_rate: 1e-3\n")

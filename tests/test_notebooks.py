@@ -63,10 +63,16 @@ def test_what_a_notebook_says_is_the_laptop_run():
 
 
 @pytest.fixture(scope="module")
-def smoke_copy(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("smoke")
-    assert notebooks.main(["00_quickstart", "preset=smoke", f"output_dir={folder}"]) == 0
-    return folder
+def smoke_copies(tmp_path_factory):
+    folders = {path.stem: tmp_path_factory.mktemp(path.stem) for path in NOTEBOOKS}
+    for name, folder in folders.items():
+        assert notebooks.main([name, "preset=smoke", f"output_dir={folder}"]) == 0
+    return folders
+
+
+@pytest.fixture(scope="module")
+def smoke_copy(smoke_copies):
+    return smoke_copies["00_quickstart"]
 
 
 def test_smoke_run_writes_results_and_a_page_that_stands_alone(smoke_copy):
@@ -84,10 +90,11 @@ def test_smoke_run_writes_results_and_a_page_that_stands_alone(smoke_copy):
     assert page.count("data:image/png;base64") >= 7
 
 
-def test_smoke_copy_passes_nbval(smoke_copy):
+@pytest.mark.parametrize("name", [path.stem for path in NOTEBOOKS])
+def test_smoke_copy_passes_nbval(smoke_copies, name):
     command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300"]
-    command += ["-p", "no:python", "-p", "no:cacheprovider", str(smoke_copy / "00_quickstart.ipynb")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=smoke_copy)
+    command += ["-p", "no:python", "-p", "no:cacheprovider", str(smoke_copies[name] / f"{name}.ipynb")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=smoke_copies[name])
     assert done.returncode == 0, done.stdout[-3000:]
     assert re.search(r"\d\d passed", done.stdout)
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from textok_mini.config import Config, from_dict
-from textok_mini.data import CaptionedImages
+from textok_mini.data import CaptionedImages, stored_captions
 from textok_mini.evaluation import distances, metrics_of_all, paired_bootstrap, to_uint8
 from textok_mini.scenes import CHANGES, LEVELS, caption
 from textok_mini.text import CachedText, FrozenTextEncoder
@@ -53,12 +53,15 @@ def load_run(folder: str | Path, snapshot: int | None = None) -> tuple[TexTok, C
 def other_captions(rows: CaptionedImages, what: str, level: str = "normal", seed: int = 0) -> list[str]:
     """What the rows' captions are replaced by, the same for every arm: `wrong object`, `wrong place` or `wrong
     background` (wrong in that one respect, see `scenes.wrong`; at `level`), `wrong picture` (another picture's; for any
-    data), `no caption` (an empty text), or `short`, `normal`, `long` (the scene's exact caption at that level)."""
+    data), `no caption` (an empty text), `short`, `normal`, `long` (the scene's exact caption at that level), or `of
+    STORE` (those of a caption store: machine-made)."""
     count = range(len(rows))
     if what == "no caption":
         return [""] * len(rows)
     if what == "wrong picture":
         return rows.captions[1:] + rows.captions[:1]
+    if what.startswith("of "):
+        return stored_captions(what.removeprefix("of "), rows.ids, rows.world)
     if what in LEVELS:
         return [caption(rows.scene(i), what) for i in count]
     change = what.removeprefix("wrong ")

@@ -13,7 +13,7 @@ import dataclasses
 import difflib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -56,6 +56,7 @@ class DataConfig:
     max_objects: int = kit(3, "objects a scene, at most")
     world_seed: int = kit(0, "which world: objects, splits and scenes all follow from it")
     captions: Literal["short", "normal", "long"] = kit("normal", "how much of the scene a caption tells")
+    captions_from: str = kit("", "a caption store, joined by file name or id; empty: the data's own captions")
     image_column: str = kit("image", "column of a hub data set")
     caption_column: str = kit("caption", "column of a hub data set")
     label_column: str = kit("label", "column of a hub data set; a missing label is -1")
@@ -214,21 +215,28 @@ def read_settings(path: Path) -> dict:
 SHORT_FORMS = {"data": "data.source", "seed": "training.seed"}
 
 
-def apply_overrides(values: dict, overrides: Sequence[str]) -> dict:
-    """`key=value` strings over nested settings. `data` and `seed` are short for data.source and training.seed."""
+class Typed(str):
+    """What was typed after `key=`: a text as it is for a field of text, YAML for any other."""
+
+
+def apply_overrides(values: dict, overrides: Sequence[str], short: Mapping[str, str] = SHORT_FORMS) -> dict:
+    """`key=value` strings over nested settings; `short` forms stand for dotted keys."""
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise ConfigError(f"{override!r} is not KEY=VALUE, as in training.steps=500")
-        path = SHORT_FORMS.get(key, key).split(".")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            value = text  # a path or caption may be no YAML; its field's type decides
-        for part in reversed(path):
+        value = parsed(Typed(text)) if text.startswith("{") else Typed(text)
+        for part in reversed(short.get(key, key).split(".")):
             value = {part: value}
         values = merge(values, value)
     return values
+
+
+def parsed(value: Any) -> Any:
+    try:
+        return yaml.safe_load(value) if isinstance(value, Typed) else value
+    except yaml.YAMLError:
+        return str(value)
 
 
 def from_dict(cls: type, values: dict, prefix: str = "") -> Any:
@@ -248,6 +256,9 @@ def from_dict(cls: type, values: dict, prefix: str = "") -> Any:
 
 def convert(kind: Any, value: Any, key: str) -> Any:
     """`value` as `kind`: int, float, bool, str or a Literal. Numbers are never rounded, truth never guessed."""
+    if kind is str and isinstance(value, Typed):
+        return str(value)
+    value = parsed(value)
     if get_origin(kind) is Literal:
         options = get_args(kind)
         if value not in options:

@@ -17,7 +17,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import datasets
@@ -30,7 +30,8 @@ from pyarrow.ipc import new_stream
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from textok_mini.config import ConfigError, DataConfig, apply_overrides, from_dict
+from textok_mini.caption_store import CaptionStore, read_captions
+from textok_mini.config import ConfigError, DataConfig, apply_overrides, from_dict, parsed
 from textok_mini.openmoji import ATTRIBUTION, CATEGORIES, colours, drawings, rasterise, svg_body
 from textok_mini.own_data import DataError, check_folder, check_hub, decode, digest, fit, is_for_test, known_split
 from textok_mini.paths import beside, data_dir, resolve
@@ -86,9 +87,13 @@ class CaptionedImages(Dataset):
         return {"image": self.images(rows), "caption": captions, "label": self.labels[rows], "id": ids}
 
     def first(self, count: int) -> "CaptionedImages":
-        """The first `count` rows, sharing the pictures."""
-        cut = {name: getattr(self, name)[:count] for name in ("ids", "captions", "labels")}
-        return dataclasses.replace(self, **cut)
+        """The first `count` rows, or all if there are fewer."""
+        return self.take(range(min(count, len(self))))
+
+    def take(self, rows: Sequence[int]) -> "CaptionedImages":
+        """Some rows, in this order."""
+        lists = {name: [getattr(self, name)[row] for row in rows] for name in ("ids", "captions", "labels")}
+        return dataclasses.replace(self, table=self.table.select(rows), **lists)
 
     def images(self, rows: list[int]) -> torch.Tensor:
         """Pictures of some rows, uint8 (B, 3, H, W)."""
@@ -126,14 +131,31 @@ def load_data(source: str | DataConfig, split: str = "train", image_size: int = 
         found = dict(table=table, ids=ids, captions=captions, labels=labels, label_names=list(CATEGORIES))
         found["world"] = world_of(config) if config.source == "openmoji-scenes" else None
         found["credit"] = f"Drawings: {ATTRIBUTION}"
+        if config.captions_from:
+            found["captions"] = stored_captions(config.captions_from, ids, found["world"])
     elif resolve(config.source).is_dir():
-        found = check_folder(resolve(config.source), config, split, image_size)
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+", config.source):
+        store, root = config.captions_from, resolve(config.source)
+        stored = read_captions(resolve(store), pictures=root) if store else None
+        found = check_folder(root, config, split, image_size, stored)
+    elif not config.captions_from and re.fullmatch(r"[\w.-]+/[\w.-]+", config.source):
         found = check_hub(config, split, image_size)
     else:
         kinds = f"neither {' nor '.join(MADE)}, nor a folder, nor a hub id like OWNER/NAME"
         raise DataError(f"there is no data {config.source!r}: it is {kinds}")
     return CaptionedImages(**found, image_size=image_size, split=split)
+
+
+def stored_captions(store: str, ids: list[str], world: World | None) -> list[str]:
+    """A caption store's captions of the pictures `ids`. Raises DataError for another world's store or a lack."""
+    settings, stored = CaptionStore(resolve(store)).settings, read_captions(resolve(store))
+    for name, value in vars(world).items() if world else ():  # another world has scenes of the same ids
+        name = "world_seed" if name == "seed" else name
+        if settings.get(name) != value:
+            raise DataError(f"{store} captions scenes with {name}={settings.get(name)}, these have {value}")
+    if lacking := [name for name in ids if name not in stored]:
+        how = "python -m textok_mini.captions goes on where it was"
+        raise DataError(f"{store} lacks captions of {len(lacking):,} pictures, the first is {lacking[0]}; {how}")
+    return [stored[name] for name in ids]
 
 
 def world_of(config: DataConfig) -> World:
@@ -201,7 +223,7 @@ def main() -> None:
         if sys.argv[1:2] != ["prepare"]:
             raise DataError(USAGE)
         values = apply_overrides({}, sys.argv[2:])
-        image_size = values.pop("image_size", 32)
+        image_size = parsed(values.pop("image_size", 32))
         config = from_dict(DataConfig, values.pop("data", {}), "data.")
         if values:
             raise DataError(f"unknown setting {next(iter(values))!r}; {USAGE}")

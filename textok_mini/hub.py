@@ -5,11 +5,12 @@ what is on disk is taken from disk; if it is not there, one short question tells
 """
 
 import contextlib
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants, get_session
+from huggingface_hub import constants, get_session, try_to_load_from_cache
 
 
 def hub_reachable(seconds: float = 5.0) -> bool:
@@ -38,6 +39,18 @@ def from_hub(cls: Any, name: str, what: str, **kwargs: Any) -> Any:
         return cls.from_pretrained(name, **kwargs)
     except (OSError, ValueError) as error:
         raise OSError(f"{what} {name!r} cannot be had from the hub: {first_line(error)}") from error
+
+
+def revision(name: str, wanted: str | None = None) -> str:
+    """Which weights `name` stands for: a hash of a folder's files, or the commit of a hub's model that `from_hub` has
+    loaded, whose cache keeps a commit's files in a folder of its name."""
+    if not Path(name).is_dir():
+        return Path(try_to_load_from_cache(name, "config.json", revision=wanted)).parent.name
+    total = hashlib.sha256()
+    for path in sorted(Path(name).glob("*.safetensors")):
+        with path.open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()[:10]
 
 
 def first_line(error: Exception) -> str:

@@ -3,6 +3,7 @@
 A folder holds pictures and a `metadata.jsonl` of one line a picture, {"file_name": "a.png", "caption": "...", "label":
 "cat"}; the label is optional. It may consist of such folders, one a split (`train/`, `test/`). Where there is no test
 split, a tenth of the rows is kept for it. The verdict on the rows is kept until a file, its time or a setting changes.
+Where captions come from a store, pictures in folders of their class (and split) are enough.
 """
 
 import hashlib
@@ -10,7 +11,7 @@ import json
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +32,7 @@ HELD_OUT_SHARE = 0.1  # of rows, where there is no test split
 MOST_WORDS = 1_000
 METADATA = "metadata.jsonl"
 VALIDATION = ("validation", "val", "valid", "dev")  # names of splits that serve for testing where there is no test
+HELD_OUT = ("test", "zero-shot", *VALIDATION)
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
 AS_STORED = datasets.Image(decode=False)  # {"bytes": ..., "path": ...}
@@ -66,15 +68,20 @@ def known_split(split: str, splits: Iterable[str], source: str) -> None:
         raise DataError(f"{source} has no split {split!r}; there are: {', '.join(splits)}")
 
 
-def fit(picture: Image.Image, image_size: int) -> np.ndarray:
-    """uint8 (image_size, image_size, 3): turned as its EXIF says, over white, shorter side resized, centre cut."""
+def upright(picture: Image.Image) -> Image.Image:
+    """RGB, turned as its EXIF says, over white."""
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I;16"):  # PIL would clip 16 bits to 8 instead of scaling them
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    picture = picture.convert("RGB")
+    return picture.convert("RGB")
+
+
+def fit(picture: Image.Image, image_size: int) -> np.ndarray:
+    """uint8 (image_size, image_size, 3): upright, shorter side resized, centre cut."""
+    picture = upright(picture)
     width, height = (max(image_size, round(side * image_size / min(picture.size))) for side in picture.size)
     left, top = (width - image_size) // 2, (height - image_size) // 2
     picture = picture.resize((width, height), Image.Resampling.BICUBIC)
@@ -185,21 +192,49 @@ def folder_rows(root: Path) -> tuple[dict[str, list[Row]], list[tuple[str, str]]
         else:
             lines[file] = number
             top = Path(file).parts[0]  # the folder with this list, or `test/`, ... under a list for all
-            split = top if path.parent != root or top in ("test", "zero-shot", *VALIDATION) else "train"
+            split = top if path.parent != root or top in HELD_OUT else "train"
             row = Row(where, file, values.get("caption"), values.get("label"), partial(Image.open, root / file))
             splits[split].append(row)
-    for file in sorted(root.rglob("*")):
-        is_picture = file.suffix.lower() in PICTURES and not file.name.startswith(".")
-        if is_picture and str(file.relative_to(root)) not in lines:
+    for file in pictures_in(root):
+        if str(file.relative_to(root)) not in lines:
             problems.append(("no line", f"{file}: {METADATA} has no line for it; add one or delete the file"))
     return splits, problems
 
 
-def check_folder(root: Path, config: DataConfig, split: str, image_size: int) -> dict:
-    """The good rows of one split of a folder, as `CaptionedImages` takes them. Raises DataError."""
+def pictures_in(root: Path) -> list[Path]:
+    files = sorted(root.rglob("*"))
+    return [file for file in files if file.suffix.lower() in PICTURES and not file.name.startswith(".")]
+
+
+def captioned_rows(root: Path, captions: Mapping[str, str]) -> tuple[dict[str, list[Row]], list[tuple[str, str]]]:
+    """The same with `captions` by file name, a store's. Without metadata a picture's class is the folder it lies in."""
+    if (root / METADATA).is_file() or any(root.glob(f"*/{METADATA}")):
+        splits, problems = folder_rows(root)
+    else:
+        splits, problems = defaultdict(list), []
+        for file in pictures_in(root):
+            *folders, _ = name = file.relative_to(root).parts
+            split = folders.pop(0) if folders and folders[0] in ("train", *HELD_OUT) else "train"
+            row = Row(str(file), "/".join(name), None, folders[-1] if folders else None, partial(Image.open, file))
+            splits[split].append(row)
+    lacking = "the store has no caption of this picture; python -m textok_mini.captions makes it"
+    rows = [row for rows in splits.values() for row in rows]
+    problems += [("no caption", f"{row.where}: {lacking}") for row in rows if row.id not in captions]
+    for name, rows in splits.items():
+        splits[name] = [row._replace(caption=captions[row.id]) for row in rows if row.id in captions]
+    return splits, problems
+
+
+def check_folder(
+    root: Path, config: DataConfig, split: str, image_size: int, captions: Mapping[str, str] | None = None
+) -> dict:
+    """The good rows of one split of a folder, as `CaptionedImages` takes them; with `captions` by file name in place
+    of its own. Raises DataError."""
     files = sorted(path for path in root.rglob("*") if path.is_file())
     listing = [[str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
-    verdict = judge(str(root), [str(root), listing], partial(folder_rows, root), config, image_size)
+    key = [str(root), listing, captions and digest(captions)]
+    find = partial(folder_rows, root) if captions is None else partial(captioned_rows, root, captions)
+    verdict = judge(str(root), key, find, config, image_size)
     names = names_of(row[2] for rows in verdict["splits"].values() for row in rows)
     columns = columns_of(verdict, split, names, str(root))
     pictures = {"image": [str(root / file) for file in columns["ids"]]}
