@@ -4,6 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import threading
 
 import datasets
 import pyarrow.parquet as pq
@@ -117,6 +118,7 @@ def test_a_folder_that_is_no_store_is_one_line(tmp_path, text):
 
 FILL = """
 import sys
+import threading
 from textok_mini.caption_store import CaptionStore
 folder, part, settings = sys.argv[1], int(sys.argv[2]), eval(sys.argv[3])
 store = CaptionStore.open(folder, settings, pictures=400)
@@ -133,3 +135,22 @@ def test_several_processes_in_the_same_buckets_lose_nothing(tmp_path):
     names = sorted(f"{i}.png" for i in range(60))
     assert CaptionStore(tmp_path).read()["file_name"][:] == names
     assert read_captions(tmp_path) == {name: f"{name} says {name}" for name in names}
+
+
+def test_a_store_can_be_read_while_it_grows(tmp_path):
+    """A reader gets one state of a file or the next, never the end of one with the beginning of another."""
+    store = CaptionStore.open(tmp_path / "s", {"model": "m"}, pictures=1)
+    done = threading.Event()
+
+    def grow():
+        for i in range(150):
+            store.add(0, [row(f"{i}.png", 0, "word " * (i + 1))])
+        done.set()
+
+    writer = threading.Thread(target=grow)
+    writer.start()
+    counts = [0]
+    while not done.is_set():
+        counts.append(len(store.rows(0)))
+    writer.join()
+    assert counts == sorted(counts) and len(set(counts)) > 10 and len(store.rows(0)) == 150

@@ -70,8 +70,10 @@ class CaptionStore:
         return self.folder / f"bucket-{bucket:05d}.parquet"
 
     def table(self, bucket: int) -> pa.Table:
-        path = self.path(bucket)  # partitioning=None, or a folder named a=1 becomes a column
-        return pq.read_table(path, partitioning=None) if path.exists() else COLUMNS.empty_table()
+        if not (path := self.path(bucket)).exists():
+            return COLUMNS.empty_table()
+        with path.open("rb") as file:  # opened once: meanwhile another process may put a longer file in its place
+            return pq.ParquetFile(file).read()
 
     def rows(self, bucket: int) -> list[dict]:
         return self.table(bucket).to_pylist()
