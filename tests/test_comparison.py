@@ -10,10 +10,11 @@ import torch
 from filelock import FileLock
 
 from textok_mini import comparison, data, launch, results, weights
-from textok_mini.config import DataConfig, config_json, preset
+from textok_mini.config import config_json, preset
 from textok_mini.data import load_data
 from textok_mini.evaluation import image_metrics
 from textok_mini.scenes import CELLS, caption
+from textok_mini.settings import DataConfig
 from textok_mini.text import FrozenTextEncoder
 from textok_mini.tokenizer import TexTok
 from textok_mini.training import TrainingError, save_weights, to_float
@@ -132,3 +133,16 @@ def test_a_half_written_log_line_is_left_out(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
     assert launch.read_log(tmp_path) == [{"step": 1}, {"step": 2}]
     assert sys.executable and launch.read_log(tmp_path / "none") == []
+
+
+def test_pictures_are_measured_in_parts_as_at_once(rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "weights_dir", lambda: WEIGHTS)
+    torch.manual_seed(0)
+    save_weights(TexTok(preset("smoke").tokenizer), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(config_json(preset("smoke")))
+    whole = comparison.evaluate(tmp_path, rows.first(7), ["wrong place, detokenizer"])
+    monkeypatch.setattr(comparison, "AT_ONCE", 3)
+    parts = comparison.evaluate(tmp_path, rows.first(7), ["wrong place, detokenizer"])
+    for condition, metrics in whole.items():
+        for name, values in metrics.items():
+            np.testing.assert_allclose(parts[condition][name], values, rtol=1e-4)

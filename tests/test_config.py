@@ -2,18 +2,8 @@ import json
 
 import pytest
 
-from textok_mini.config import (
-    PRESETS,
-    STANDINGS,
-    Config,
-    ConfigError,
-    TexTokConfig,
-    config_json,
-    from_dict,
-    load_config,
-    preset,
-    standing,
-)
+from textok_mini.config import PRESETS, config_json, from_dict, load_config, preset
+from textok_mini.settings import STANDINGS, Config, ConfigError, TexTokConfig, standing
 
 
 @pytest.mark.parametrize(

@@ -19,11 +19,11 @@ from PIL import Image, ImageOps
 from torch.utils.data import DataLoader
 
 from textok_mini import data, openmoji, own_data
-from textok_mini.config import DataConfig
 from textok_mini.data import DataError, as_batch, load_data
 from textok_mini.openmoji import CATEGORIES, drawings
 from textok_mini.own_data import fit
 from textok_mini.scenes import Scene, caption, class_label, render
+from textok_mini.settings import DataConfig
 
 SMALL = DataConfig(scenes=60, objects=16)
 
@@ -150,7 +150,7 @@ def test_the_card_tells_the_sizes_of_the_splits():
 
 LOAD = """
 import sys
-from textok_mini.config import DataConfig
+from textok_mini.settings import DataConfig
 from textok_mini.data import load_data
 rows = load_data(DataConfig(scenes=int(sys.argv[1]), objects=16), "train", 32)
 import hashlib
@@ -481,6 +481,24 @@ def test_a_hub_set_with_the_usual_column_names(monkeypatch):
         tables[split] = table.rename_columns({"picture": "image", "text": "caption"})
     rows = load_data("someone/pictures", "train", 32)
     assert rows.captions[1] == "hub 1" and rows[1]["image"].shape == (3, 32, 32) and rows[1]["label"] == -1
+
+
+def test_a_gated_hub_set_says_what_to_accept(monkeypatch):
+    def refuse(name):
+        raise datasets.exceptions.DatasetNotFoundError(f"Dataset '{name}' is a gated dataset on the Hub.")
+
+    monkeypatch.setattr(own_data, "hub_reachable", lambda: True)
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(DataError, match=r"accept its terms at \S+/datasets/ILSVRC/imagenet-1k, then `hf auth login`"):
+        load_data("ILSVRC/imagenet-1k", "train", 32)
+
+
+def test_a_mirror_never_makes_a_caption_false():
+    images = torch.arange(5 * 3 * 2 * 4).reshape(5, 3, 2, 4).float()
+    captions = ["a dog", "a dog on the left", "a cat", "a sign that reads STOP", "A bright owl"]
+    seen = data.mirrored(images, captions, torch.tensor([0.1, 0.1, 0.6, 0.2, 0.49]))
+    for i, flipped in enumerate([True, False, False, False, True]):
+        assert torch.equal(seen[i], images[i].flip(-1) if flipped else images[i])
 
 
 def test_bad_rows_of_a_hub_set_are_named(monkeypatch):

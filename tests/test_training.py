@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from textok_mini import training
-from textok_mini.config import TrainingConfig, load_config
+from textok_mini.config import load_config
+from textok_mini.settings import ConfigError, TrainingConfig
 from textok_mini.tokenizer import TexTok
 from textok_mini.training import BatchOrder, TrainingError, learning_rate, train, warmed_up_ema
 
@@ -208,3 +209,85 @@ def test_the_command_says_in_one_line_what_is_wrong(tmp_path, override, message)
     assert done.returncode == 2
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ") and message in last
+
+
+GAN = ("discriminator.image_size=32", "discriminator.channels=4", "training.adversarial_weight=0.1")
+GAN += ("training.adversarial_warmup=3", "training.lecam_start=2", "training.r1_every=2", "training.log_every=1")
+
+
+def test_until_the_gan_starts_the_tokenizer_learns_as_without_it(tmp_path):
+    train(smoke(), tmp_path / "without")
+    train(smoke(*GAN, "training.adversarial_start=12"), tmp_path / "with")
+    assert (tmp_path / "with" / "model.safetensors").read_bytes() == (
+        tmp_path / "without" / "model.safetensors"
+    ).read_bytes()
+    log = [json.loads(line) for line in (tmp_path / "with" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log if "discriminator" in line] == [10, 11, 12]
+    assert not any("adversarial" in line for line in log)
+
+
+def test_with_a_gan_a_killed_run_ends_as_if_it_never_was(tmp_path, monkeypatch):
+    config = smoke(*GAN, "training.adversarial_start=5")
+    train(config, tmp_path / "whole")
+    calls, loss = iter(range(100)), training.tokenizer_loss
+
+    def killed(*given):
+        if next(calls) == 9:  # in step 10; the last checkpoint is of step 8
+            raise KeyboardInterrupt
+        return loss(*given)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training, "tokenizer_loss", killed)
+        train(config, tmp_path / "killed")
+    train(config, tmp_path / "killed")
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    log = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log if "adversarial" in line] == list(range(6, 13))  # after the start, a ramp
+    assert [line["step"] for line in log if "lecam" in line] == list(range(5, 13))
+    first = next(line for line in log if "adversarial" in line)
+    expected = first["l2"] + 0.1 * first["lpips"] + 0.1 / 3 * first["adversarial"]  # a third up the ramp
+    assert first["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("gan", [(), (*GAN, "training.adversarial_start=5")], ids=["plain", "gan"])
+def test_a_batch_in_pieces_learns_as_a_whole_one(tmp_path, gan):
+    settings = ("training.learning_rate=1e-4", "training.sample_every=0", *gan)
+    train(smoke(*settings), tmp_path / "whole")
+    train(smoke(*settings, "training.accumulate=4"), tmp_path / "pieces")
+    logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("whole", "pieces")]
+    for a, b in zip(*(map(json.loads, log) for log in logs), strict=True):
+        assert a.pop("gradient_norm") == pytest.approx(b.pop("gradient_norm"), rel=1e-3)
+        assert a == pytest.approx(b, rel=0, abs=1e-5), a["step"]
+    with pytest.raises(TrainingError, match=r"must be divisible by the 1 processes times training\.accumulate=3"):
+        train(smoke(*settings, "training.accumulate=3"), tmp_path / "three")
+
+
+def test_recomputed_activations_change_nothing(tmp_path):
+    train(smoke(), tmp_path / "kept")
+    train(smoke("training.recompute=true"), tmp_path / "again")
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("kept", "again")]
+    assert weights[0] == weights[1]
+
+
+def test_a_discriminator_of_another_size_is_one_line():
+    with pytest.raises(ConfigError, match=r"discriminator\.image_size must be tokenizer\.image_size=32"):
+        smoke("training.adversarial_weight=0.1")
+
+
+@pytest.mark.parametrize("gan", [(), (*GAN, "training.adversarial_start=5")], ids=["plain", "gan"])
+def test_two_processes_learn_as_one(tmp_path, gan):
+    """Half of each batch to each process, gradients and LeCAM's means over both: the losses of one process."""
+    settings = ("training.steps=50", "training.log_every=1", "training.sample_every=0", "training.batch_size=16", *gan)
+    settings += ("training.learning_rate=1e-4",)  # the paper's; a larger one amplifies the rounding of the last bit
+    train(smoke(*settings), tmp_path / "one")
+    two = command(tmp_path / "two", *settings)
+    two = [two[0], "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *two[1:]]
+    done = subprocess.run(two, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, both = (
+        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
+    for a, b in zip(one, both, strict=True):
+        assert a.pop("gradient_norm") == pytest.approx(b.pop("gradient_norm"), rel=1e-3)
+        assert a == pytest.approx(b, rel=0, abs=1e-5), a["step"]

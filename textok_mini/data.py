@@ -31,11 +31,12 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from textok_mini.caption_store import CaptionStore, read_captions
-from textok_mini.config import ConfigError, DataConfig, apply_overrides, from_dict, parsed
+from textok_mini.config import apply_overrides, from_dict, parsed
 from textok_mini.openmoji import ATTRIBUTION, CATEGORIES, colours, drawings, rasterise, svg_body
 from textok_mini.own_data import DataError, check_folder, check_hub, decode, digest, fit, is_for_test, known_split
 from textok_mini.paths import beside, data_dir, resolve
 from textok_mini.scenes import LEVELS, SPLITS, Scene, World, caption, class_label, render, with_article, wrong
+from textok_mini.settings import ConfigError, DataConfig
 
 # Raise it whenever a prepared picture or caption would change: prepared data is kept by it.
 GENERATOR = {"openmoji-scenes": 1, "openmoji": 2}
@@ -112,6 +113,20 @@ class CaptionedImages(Dataset):
     def wrong(self, row: int, change: str, rng: np.random.Generator) -> Scene:
         """The row's scene with one thing changed (`scenes.wrong`), among the objects of this split."""
         return wrong(self.scene(row), change, rng, self.world.pool(self.split))
+
+
+# A mirror makes such captions false. Crops are never random here: a caption may name what was cut away.
+SIDED = re.compile(
+    r"\b(left|right|east|west|(counter|anti)?-?clockwise|clock|text|writing|written|words?|letters?|letter|numbers?|digits?|"
+    r"signs?|labels?|logos?|titles?|reads|reading|says|saying|maps?|flags?)\b",
+    re.I,
+)
+
+
+def mirrored(images: torch.Tensor, captions: Sequence[str], lots: torch.Tensor) -> torch.Tensor:
+    """Images (B, 3, H, W), in a mirror where `lots` (B,), uniform in [0, 1), is below a half and the caption allows."""
+    chosen = (lots < 0.5) & torch.tensor([not SIDED.search(caption) for caption in captions])
+    return torch.where(chosen.to(images.device)[:, None, None, None], images.flip(-1), images)
 
 
 as_batch = dict  # the `collate_fn` of a DataLoader over `CaptionedImages`, whose batches are one dict already

@@ -9,7 +9,7 @@ are small differences of large numbers. A figure flatters whoever was trained on
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import lpips
@@ -90,3 +90,43 @@ def tokenizer_loss(
     # L = w_l2 * |x - x'|^2 + w_lpips * LPIPS(x, x')
     total = sum(weights[name] * part for name, part in parts.items())
     return total, {name: part.detach() for name, part in parts.items()}
+
+
+def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """Logistic: what the discriminator is charged for logits (B,) of real pictures and of reconstructions."""
+    return F.softplus(-real.float()).mean() + F.softplus(fake.float()).mean()
+
+
+def adversarial(fake: Tensor) -> Tensor:
+    """Non-saturating (Goodfellow et al., 2014): what the tokenizer is charged for reconstructions with logits (B,).
+
+    Its gradient is largest where the discriminator is sure, which is where the tokenizer has most to learn."""
+    return F.softplus(-fake.float()).mean()
+
+
+def r1(discriminator: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Mean over real pictures of |dD/dx|^2, without a half (Mescheder et al., 2018, have gamma / 2): weight 10 here is
+    MAGVIT's 10 and StyleGAN2's gamma of 20."""
+    images = images.detach().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(discriminator(images).sum(), images, create_graph=True)
+    return gradient.float().square().flatten(1).sum(1).mean()
+
+
+class LeCAM:
+    """Keeps logits near the other side's past mean (Tseng et al., 2021), as google/lecam-gan defines it: of each
+    picture, and with means whose start at 0 is corrected for (MAGVIT's is of the batch's mean, uncorrected).
+
+    `loss(real, fake)` for logits (B,), after `update(real, fake)` of the same step. Where there are several processes,
+    `update` takes the means over all of them. Two sums and a count are its whole state."""
+
+    def __init__(self, decay: float = 0.99):
+        self.decay, self.state = decay, torch.zeros(3, dtype=torch.float64)  # real, fake, updates
+
+    def update(self, real: Tensor, fake: Tensor) -> None:
+        means = torch.stack([real.detach().double().mean(), fake.detach().double().mean()]).to(self.state.device)
+        self.state[:2].lerp_(means, 1 - self.decay)
+        self.state[2] += 1
+
+    def loss(self, real: Tensor, fake: Tensor) -> Tensor:
+        real_mean, fake_mean = self.state[:2] / (1 - self.decay ** self.state[2])
+        return F.relu(real.float() - fake_mean).square().mean() + F.relu(real_mean - fake.float()).square().mean()

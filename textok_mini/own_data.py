@@ -23,9 +23,9 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
-from textok_mini.config import DataConfig
 from textok_mini.hub import hub_reachable
 from textok_mini.paths import beside, data_dir
+from textok_mini.settings import DataConfig
 
 CHECKS = 3  # raise it whenever a row would be judged otherwise: kept verdicts are found by it
 HELD_OUT_SHARE = 0.1  # of rows, where there is no test split
@@ -251,6 +251,8 @@ def load_from_hub(name: str) -> datasets.DatasetDict:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         message = f"data set {name!r} is no folder here and cannot be had from the hub ({reason})"
         hint = "check its name and the network, or set HF_HUB_OFFLINE=1 if it was downloaded before"
+        if "gated" in str(error).lower():
+            hint = f"accept its terms at {constants.ENDPOINT}/datasets/{name}, then `hf auth login`"
         raise DataError(f"{message}; {hint}") from error
 
 

@@ -11,8 +11,9 @@ The same command again goes on where a killed run stopped; a finished run is lef
 import sys
 from pathlib import Path
 
-from textok_mini.config import ConfigError, load_config
+from textok_mini.config import load_config
 from textok_mini.paths import project_root
+from textok_mini.settings import ConfigError
 
 
 def main(arguments: list[str]) -> int:

@@ -15,7 +15,9 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +31,15 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from textok_mini.config import Config, TrainingConfig, config_json, from_dict, to_dict
-from textok_mini.data import as_batch, load_data
+from textok_mini.config import config_json, from_dict, to_dict
+from textok_mini.data import as_batch, load_data, mirrored
 from textok_mini.device import tune_cpu
 from textok_mini.figures import save_image_grid
+from textok_mini.gan import GAN
 from textok_mini.hub import first_line
 from textok_mini.losses import LPIPS, tokenizer_loss
 from textok_mini.paths import beside
+from textok_mini.settings import Config, TrainingConfig
 from textok_mini.text import CachedText, FrozenTextEncoder
 from textok_mini.tokenizer import TexTok
 
@@ -70,10 +74,10 @@ def train(config: Config, output_dir: str | Path) -> Path:
         rows = load_data(config.data, "train", config.tokenizer.image_size)
         text = text_encoder(config, rows.captions, accelerator.device)
     world, rank = accelerator.num_processes, accelerator.process_index
-    if t.batch_size % world or t.batch_size > len(rows):
+    if t.batch_size % (world * t.accumulate) or t.batch_size > len(rows):
         raise TrainingError(
-            f"training.batch_size={t.batch_size} must be divisible by the {world} processes "
-            f"and at most {len(rows)}, the number of rows"
+            f"training.batch_size={t.batch_size} must be divisible by the {world} processes times training.accumulate="
+            f"{t.accumulate} and at most {len(rows)}, the number of rows"
         )
 
     if accelerator.is_main_process:  # only now: a run that never began must not keep the folder to itself
@@ -85,9 +89,14 @@ def train(config: Config, output_dir: str | Path) -> Path:
     optimizer = adamw(model, t)
     perceptual = LPIPS(t.perceptual.removeprefix("lpips-")) if t.perceptual != "none" else None
     weights = {"l2": t.l2_weight, "lpips": t.perceptual_weight if perceptual else 0.0}
-    run = Run(output_dir, model, ema, optimizer, main=accelerator.is_main_process)
+    gan = GAN(config, accelerator) if t.adversarial_weight else None
+    parts = {"model": model, "ema": ema, "optimizer": optimizer} | ({"gan": gan} if gan else {})
+    run = Run(output_dir, parts, main=accelerator.is_main_process)
     start = run.resume(accelerator.device)
-    stepped, optimizer = accelerator.prepare(model, optimizer)  # `stepped` is `model`, in DDP where there are ranks
+    model.encoder.checkpointing = model.decoder.checkpointing = t.recompute
+    # `stepped` is `model`, in DDP where there are ranks. Compiled outside of DDP, as torch advises.
+    stepped, optimizer = accelerator.prepare(model, optimizer)
+    stepped = torch.compile(stepped, dynamic=True) if t.compile else stepped
     samples = Samples(config, text, accelerator.device) if accelerator.is_main_process and t.sample_every else None
 
     batches = DataLoader(
@@ -100,14 +109,21 @@ def train(config: Config, output_dir: str | Path) -> Path:
     bar = tqdm(total=t.steps, initial=start, desc=output_dir.name, unit="step", disable=not run.main, mininterval=2)
     for step, batch in enumerate(batches, start + 1):
         images = to_float(batch["image"].to(accelerator.device))
+        if config.data.mirror:
+            images = mirrored(
+                images, batch["caption"], torch.rand(t.batch_size, generator=generator_of(t, step, 1))[rank::world]
+            )
+        cut = getattr(text, "cut", 0)
         tokens = text(batch["caption"]).to(accelerator.device) if text else None
         noise = step_noise(config, step)[rank::world].to(accelerator.device)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, t)
-        with accelerator.autocast():
-            reconstruction = stepped(images, tokens, noise)
-        loss, parts = tokenizer_loss(reconstruction, images, weights, perceptual)
-        accelerator.backward(loss)
+        words = tokens.chunk(t.accumulate) if tokens else [None] * t.accumulate
+        pieces = list(zip(images.chunk(t.accumulate), words, noise.chunk(t.accumulate), strict=True))
+        charge = partial(tokenizer_charge, weights=weights, perceptual=perceptual, gan=gan, step=step)
+        reconstruction, loss, losses = forward_backward(accelerator, stepped, pieces, charge)
+        if isinstance(text, FrozenTextEncoder):
+            losses["captions_cut"] = torch.tensor((text.cut - cut) / len(batch["caption"]), device=accelerator.device)
         norm = accelerator.clip_grad_norm_(stepped.parameters(), t.gradient_clip or math.inf)
         if not torch.isfinite(loss) or not torch.isfinite(norm):
             bar.close()
@@ -118,11 +134,11 @@ def train(config: Config, output_dir: str | Path) -> Path:
         optimizer.step()
         optimizer.zero_grad()
         ema.update_parameters(model)
+        if gan:
+            losses |= gan.learn(images, reconstruction, step, learning_rate(step, t))
 
         if step % t.log_every == 0 or step in (1, t.steps):
-            means = {
-                name: accelerator.reduce(part, "mean").item() for name, part in {"loss": loss.detach(), **parts}.items()
-            }
+            means = {name: accelerator.reduce(part, "mean").item() for name, part in {"loss": loss, **losses}.items()}
             run.log({"step": step, **means, "gradient_norm": norm.item(), "learning_rate": learning_rate(step, t)})
             bar.set_postfix({k: f"{v:.4f}" for k, v in means.items()}, refresh=False)
         if samples and (step % t.sample_every == 0 or step == t.steps):
@@ -133,12 +149,37 @@ def train(config: Config, output_dir: str | Path) -> Path:
             run.checkpoint(step)
         bar.update()
     bar.close()
-    if isinstance(text, FrozenTextEncoder) and text.cut:
-        accelerator.print(f"{text.cut:,} captions were cut at {c.max_text_tokens} tokens, in all steps together")
     if run.main:
         save_weights(ema.module, finished)
     accelerator.wait_for_everyone()
     return finished
+
+
+def tokenizer_charge(
+    reconstruction: Tensor, images: Tensor, weights: dict, perceptual: LPIPS | None, gan: GAN | None, step: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """What the tokenizer is charged for a reconstruction, and its unweighted parts by name."""
+    loss, parts = tokenizer_loss(reconstruction, images, weights, perceptual)
+    if gan:
+        charged, heard = gan.charge(reconstruction, step)
+        loss, parts = loss + charged, parts | heard
+    return loss, parts
+
+
+def forward_backward(accelerator: Accelerator, stepped: nn.Module, pieces: list, charge: Callable) -> tuple:
+    """The batch, piece by piece where memory is short: gradients add up to those of the whole, and travel between
+    processes with the last piece only. Returns the reconstruction, the loss and its parts, all without gradient."""
+    drawn, losses = [], []
+    for i, (images, tokens, noise) in enumerate(pieces):
+        with accelerator.no_sync(stepped) if i + 1 < len(pieces) else nullcontext():
+            with accelerator.autocast():
+                reconstruction = stepped(images, tokens, noise)
+            loss, parts = charge(reconstruction, images)
+            accelerator.backward(loss / len(pieces))
+        drawn.append(reconstruction.detach())
+        losses.append({"loss": loss.detach(), **parts})
+    means = {name: torch.stack([part[name] for part in losses]).mean() for name in losses[0]}
+    return torch.cat(drawn), means.pop("loss"), means
 
 
 class BatchOrder:
@@ -166,9 +207,8 @@ class BatchOrder:
 class Run:
     """What one run keeps on disk: the log, the timing and the checkpoints."""
 
-    def __init__(self, folder: Path, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer, main: bool):
-        self.folder, self.main = folder, main
-        self.parts = {"model": model, "ema": ema, "optimizer": optimizer}
+    def __init__(self, folder: Path, parts: dict[str, Any], main: bool):
+        self.folder, self.parts, self.main = folder, parts, main
         self.log_path, self.timing_path = folder / "log.jsonl", folder / "timing.jsonl"
         self.checkpoints = [folder / "checkpoint" / "last.pt", folder / "checkpoint" / "previous.pt"]
         self.seconds, self.since = 0.0, time.perf_counter()
@@ -297,14 +337,18 @@ def warmed_up_ema(decay: float) -> Any:
     return update
 
 
+def generator_of(t: TrainingConfig, *which: int) -> torch.Generator:
+    """The chances of a step (and of one kind of them): they follow from the seed and have no state of their own."""
+    seed = np.random.SeedSequence((t.seed, *which)).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(seed >> 1))
+
+
 def step_noise(config: Config, step: int) -> Tensor:
     """The latents' noise of a step, (batch_size, N, d), from (seed, step): the same for any number of processes.
 
     Its deviation grows from 0 to 1 over the run: a rate that is limited from the start keeps a tokenizer without text
     from learning to use its latents at all (measured: together with small latent tokens it shortens the plateau)."""
-    seed = np.random.SeedSequence((config.training.seed, step)).generate_state(1, np.uint64)[0]
-    generator = torch.Generator().manual_seed(int(seed >> 1))
-    c = config.tokenizer
+    generator, c = generator_of(config.training, step), config.tokenizer
     noise = torch.randn(config.training.batch_size, c.num_latent_tokens, c.latent_dim, generator=generator)
     return noise * min(1.0, step / config.training.steps)
 
