@@ -13,9 +13,9 @@ ROUNDS = 5
 def steps(tuned: bool, queue) -> None:
     import torch
 
-    from textok_mini.config import preset
     from textok_mini.device import tune_cpu
     from textok_mini.losses import LPIPS, tokenizer_loss
+    from textok_mini.settings import preset
     from textok_mini.text import TextTokens
     from textok_mini.tokenizer import TexTok
 

@@ -8,8 +8,8 @@ import dataclasses
 import torch
 from _paired import paired, show
 
-from textok_mini.config import preset
 from textok_mini.device import tune_cpu
+from textok_mini.settings import preset
 from textok_mini.text import TextTokens
 from textok_mini.tokenizer import TexTok
 

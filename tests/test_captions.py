@@ -24,8 +24,8 @@ from textok_mini import caption_store, captioner, captions, comparison, hub
 from textok_mini.caption_store import CaptionStore, read_captions
 from textok_mini.captioner import Captioner, GumbelMax, licence, trim
 from textok_mini.captions import Job, Settings, assert_disjoint, class_captions, main
+from textok_mini.config import DataConfig
 from textok_mini.data import CaptionedImages, DataError, load_data
-from textok_mini.settings import DataConfig
 
 KILLS = int(os.environ.get("TEXTOK_MINI_KILLS", "3"))
 WORDS = "a dog top left and an owl bottom right on a sky blue background"

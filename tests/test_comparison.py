@@ -10,11 +10,11 @@ import torch
 from filelock import FileLock
 
 from textok_mini import comparison, data, launch, results, weights
-from textok_mini.config import config_json, preset
+from textok_mini.config import DataConfig
 from textok_mini.data import load_data
 from textok_mini.evaluation import image_metrics
 from textok_mini.scenes import CELLS, caption
-from textok_mini.settings import DataConfig
+from textok_mini.settings import config_json, preset
 from textok_mini.text import FrozenTextEncoder
 from textok_mini.tokenizer import TexTok
 from textok_mini.training import TrainingError, save_weights, to_float

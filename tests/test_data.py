@@ -19,11 +19,11 @@ from PIL import Image, ImageOps
 from torch.utils.data import DataLoader
 
 from textok_mini import data, openmoji, own_data
+from textok_mini.config import DataConfig
 from textok_mini.data import DataError, as_batch, load_data
 from textok_mini.openmoji import CATEGORIES, drawings
 from textok_mini.own_data import fit
 from textok_mini.scenes import Scene, caption, class_label, render
-from textok_mini.settings import DataConfig
 
 SMALL = DataConfig(scenes=60, objects=16)
 
@@ -150,7 +150,7 @@ def test_the_card_tells_the_sizes_of_the_splits():
 
 LOAD = """
 import sys
-from textok_mini.settings import DataConfig
+from textok_mini.config import DataConfig
 from textok_mini.data import load_data
 rows = load_data(DataConfig(scenes=int(sys.argv[1]), objects=16), "train", 32)
 import hashlib

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from textok_mini.config import ConfigError, DiscriminatorConfig
 from textok_mini.discriminator import Discriminator, halve
 from textok_mini.losses import LeCAM, adversarial, discriminator_loss, r1
-from textok_mini.settings import ConfigError, DiscriminatorConfig
 
 
 def closed_form(channels: int, widths: list[int]) -> int:

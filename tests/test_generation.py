@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from textok_mini.config import DiTConfig
 from textok_mini.diffusion import Diffusion, Flow, Steps, guided, noise_of
 from textok_mini.dit import DiT, frequencies
-from textok_mini.settings import DiTConfig
 
 SMALL = DiTConfig(num_latent_tokens=4, latent_dim=8, width=32, layers=2, heads=2, num_classes=8)
 

@@ -9,9 +9,9 @@ import yaml
 from scipy import stats
 
 from textok_mini import data, grid
-from textok_mini.config import from_dict, load_config
+from textok_mini.config import Config, ConfigError
 from textok_mini.paths import project_root, weights_dir
-from textok_mini.settings import Config, ConfigError
+from textok_mini.settings import from_dict, load_config
 
 GRID = {
     "preset": "smoke",

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from textok_mini.config import preset
-from textok_mini.settings import TexTokConfig
+from textok_mini.config import TexTokConfig
+from textok_mini.settings import preset
 from textok_mini.text import TextTokens
 from textok_mini.tokenizer import TexTok, patchify, unpatchify
 

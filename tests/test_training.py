@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from textok_mini import training
-from textok_mini.config import load_config
-from textok_mini.settings import ConfigError, TrainingConfig
+from textok_mini.config import ConfigError, TrainingConfig
+from textok_mini.settings import load_config
 from textok_mini.tokenizer import TexTok
 from textok_mini.training import BatchOrder, TrainingError, learning_rate, train, warmed_up_ema
 

@@ -15,8 +15,8 @@ PUBLIC = {
     "FrozenTextEncoder": "text",
     "TextTokens": "text",
     "load_data": "data",
-    "load_config": "config",
-    "preset": "config",
+    "load_config": "settings",
+    "preset": "settings",
 }
 __all__ = list(PUBLIC)
 

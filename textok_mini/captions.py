@@ -28,12 +28,12 @@ from tqdm import tqdm
 
 from textok_mini.caption_store import CaptionStore, storable
 from textok_mini.captioner import MODEL, PROMPT, Captioner, VLLMCaptioner, licence, trim
-from textok_mini.config import apply_overrides, from_dict
+from textok_mini.config import ConfigError, DataConfig, require
 from textok_mini.data import MADE, CaptionedImages, load_data
 from textok_mini.hub import first_line, from_hub, revision
 from textok_mini.own_data import PICTURES, DataError, digest, fit, pictures_in, upright
 from textok_mini.paths import resolve
-from textok_mini.settings import ConfigError, DataConfig, require
+from textok_mini.settings import apply_overrides, from_dict
 from textok_mini.train import complain
 
 ENGINES = {"transformers": Captioner, "vllm": VLLMCaptioner}

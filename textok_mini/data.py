@@ -31,12 +31,12 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from textok_mini.caption_store import CaptionStore, read_captions
-from textok_mini.config import apply_overrides, from_dict, parsed
+from textok_mini.config import ConfigError, DataConfig
 from textok_mini.openmoji import ATTRIBUTION, CATEGORIES, colours, drawings, rasterise, svg_body
 from textok_mini.own_data import DataError, check_folder, check_hub, decode, digest, fit, is_for_test, known_split
 from textok_mini.paths import beside, data_dir, resolve
 from textok_mini.scenes import LEVELS, SPLITS, Scene, World, caption, class_label, render, with_article, wrong
-from textok_mini.settings import ConfigError, DataConfig
+from textok_mini.settings import apply_overrides, from_dict, parsed
 
 # Raise it whenever a prepared picture or caption would change: prepared data is kept by it.
 GENERATOR = {"openmoji-scenes": 1, "openmoji": 2}

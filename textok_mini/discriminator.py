@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from textok_mini.settings import DiscriminatorConfig
+from textok_mini.config import DiscriminatorConfig
 
 
 class Discriminator(nn.Module):

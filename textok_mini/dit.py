@@ -15,7 +15,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from textok_mini.settings import DiTConfig
+from textok_mini.config import DiTConfig
 from textok_mini.vit import Attention
 
 FREQUENCIES = 256

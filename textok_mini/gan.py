@@ -15,9 +15,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from textok_mini.config import Config
 from textok_mini.discriminator import Discriminator
 from textok_mini.losses import LeCAM, adversarial, discriminator_loss, r1
-from textok_mini.settings import Config
 
 
 class GAN:

@@ -28,12 +28,12 @@ import yaml
 from filelock import FileLock, Timeout
 
 from textok_mini.comparison import WRONG, evaluate
-from textok_mini.config import load_config
+from textok_mini.config import Config, ConfigError
 from textok_mini.data import DataError, load_data
 from textok_mini.evaluation import Interval, seeds_interval
 from textok_mini.launch import read_log
 from textok_mini.paths import beside, project_root
-from textok_mini.settings import Config, ConfigError
+from textok_mini.settings import load_config
 from textok_mini.training import TrainingError, train
 
 KEYS = {"preset", "common", "seeds", "arms", "comparisons", "lasting", "wrong", "conditions"}

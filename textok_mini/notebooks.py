@@ -20,10 +20,10 @@ import yaml
 from nbconvert import HTMLExporter
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
-from textok_mini.config import nearest
+from textok_mini.config import ConfigError
 from textok_mini.own_data import digest
 from textok_mini.paths import project_root
-from textok_mini.settings import ConfigError
+from textok_mini.settings import nearest
 
 
 def run_notebook(name: str, output_dir: Path, parameters: dict) -> Path:

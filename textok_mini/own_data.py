@@ -23,9 +23,9 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
+from textok_mini.config import DataConfig
 from textok_mini.hub import hub_reachable
 from textok_mini.paths import beside, data_dir
-from textok_mini.settings import DataConfig
 
 CHECKS = 3  # raise it whenever a row would be judged otherwise: kept verdicts are found by it
 HELD_OUT_SHARE = 0.1  # of rows, where there is no test split

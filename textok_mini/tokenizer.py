@@ -14,7 +14,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from textok_mini.settings import TexTokConfig
+from textok_mini.config import TexTokConfig
 from textok_mini.text import TextTokens
 from textok_mini.vit import Transformer, position_table
 

@@ -11,9 +11,9 @@ The same command again goes on where a killed run stopped; a finished run is lef
 import sys
 from pathlib import Path
 
-from textok_mini.config import load_config
+from textok_mini.config import ConfigError
 from textok_mini.paths import project_root
-from textok_mini.settings import ConfigError
+from textok_mini.settings import load_config
 
 
 def main(arguments: list[str]) -> int:

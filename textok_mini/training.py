@@ -31,7 +31,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from textok_mini.config import config_json, from_dict, to_dict
+from textok_mini.config import Config, TrainingConfig
 from textok_mini.data import as_batch, load_data, mirrored
 from textok_mini.device import tune_cpu
 from textok_mini.figures import save_image_grid
@@ -39,7 +39,7 @@ from textok_mini.gan import GAN
 from textok_mini.hub import first_line
 from textok_mini.losses import LPIPS, tokenizer_loss
 from textok_mini.paths import beside
-from textok_mini.settings import Config, TrainingConfig
+from textok_mini.settings import config_json, from_dict, to_dict
 from textok_mini.text import CachedText, FrozenTextEncoder
 from textok_mini.tokenizer import TexTok
 
