@@ -30,7 +30,7 @@ def steps(tuned: bool, queue) -> None:
     optimizer, seconds = torch.optim.AdamW(model.parameters(), fused=True), []
     for _ in range(12):
         begun = time.process_time()
-        tokenizer_loss(model(images, text), images, {"l2": 1.0, "lpips": 0.1}, perceptual)[0].backward()
+        tokenizer_loss(model(images, text)[0], images, {"l2": 1.0, "lpips": 0.1}, perceptual)[0].backward()
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.process_time() - begun)

@@ -23,7 +23,7 @@ optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 
 
 def step(text: TextTokens) -> None:
-    (model(images, text) - images).square().mean().backward()
+    (model(images, text)[0] - images).square().mean().backward()
     optimizer.step()
     optimizer.zero_grad()
 

@@ -87,7 +87,7 @@ class TexTokConfig:
     patch_size: int = known(8, "second-hand", "Tatiana21/TexTok: 8 at 256 px, 16 at 512 px", 16)
     num_latent_tokens: int = known(128, "paper", "N in 32, 64, 128, 256", 32, 64, 256)
     latent_dim: int = known(8, "paper", "d = 8")
-    latent: Literal["plain", "noisy"] = known("plain", "unresolved", "plain fits MAGVIT; MAETok's table says KL")
+    latent: Literal["plain", "noisy", "kl"] = known("plain", "unresolved", "plain fits MAGVIT; MAETok's table says KL")
     latent_noise: float = kit(0.5, "`noisy`: unit-RMS latents, noise whose deviation grows to this in training")
     width: int = known(768, "paper", "ViT-Base")
     encoder_layers: int = known(12, "paper", "ViT-Base")
@@ -171,10 +171,11 @@ class TrainingConfig:
     gradient_clip: float = kit(1.0, "largest norm of the gradient; 0 is off")
     ema: float = known(0.999, "second-hand", "Tatiana21/TexTok, and MAGVIT")
     l2_weight: float = known(1.0, "second-hand", "Tatiana21/TexTok, and MAGVIT's vqgan2d")
-    perceptual: Literal["none", "lpips-alex", "lpips-vgg"] = known(
+    perceptual: Literal["none", "lpips-alex", "lpips-vgg", "resnet50-logits"] = known(
         "lpips-vgg", "unresolved", "the field's; MAGVIT uses ResNet-50 logits"
     )
     perceptual_weight: float = known(0.1, "second-hand", "Tatiana21/TexTok, and MAGVIT's vqgan2d")
+    kl_weight: float = known(1e-6, "assumed", "latent diffusion; where the latent is `kl`")
     adversarial_weight: float = known(0.1, "second-hand", "Tatiana21/TexTok, and MAGVIT; 0 is no GAN")
     adversarial_start: int = known(80_000, "second-hand", "the step from which the tokenizer hears the discriminator")
     adversarial_warmup: int = kit(5_000, "steps before it in which the discriminator learns, and after it of a ramp")
@@ -196,7 +197,7 @@ class TrainingConfig:
         at_least(1, self, "training", "steps batch_size accumulate log_every checkpoint_every r1_every")
         at_least(0, self, "training", "adversarial_weight adversarial_start adversarial_warmup r1_weight lecam_weight")
         at_least(0, self, "training", "warmup_steps sample_every snapshot_every workers gradient_clip weight_decay")
-        at_least(0, self, "training", "seed final_learning_rate l2_weight perceptual_weight")
+        at_least(0, self, "training", "seed final_learning_rate l2_weight perceptual_weight kl_weight")
         perceptual = self.perceptual_weight if self.perceptual != "none" else 0
         require(self.l2_weight + perceptual > 0, "training.l2_weight", "above 0 where there is no perceptual loss")
         require(self.learning_rate > 0, "training.learning_rate", "above 0")

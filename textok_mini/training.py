@@ -37,7 +37,7 @@ from textok_mini.device import tune_cpu
 from textok_mini.figures import save_image_grid
 from textok_mini.gan import GAN
 from textok_mini.hub import first_line
-from textok_mini.losses import LPIPS, tokenizer_loss
+from textok_mini.losses import perceptual_loss, tokenizer_loss
 from textok_mini.paths import beside
 from textok_mini.settings import config_json, from_dict, to_dict
 from textok_mini.text import CachedText, FrozenTextEncoder
@@ -87,8 +87,9 @@ def train(config: Config, output_dir: str | Path) -> Path:
     model = TexTok(config.tokenizer).to(accelerator.device)
     ema = AveragedModel(model, multi_avg_fn=warmed_up_ema(t.ema))
     optimizer = adamw(model, t)
-    perceptual = LPIPS(t.perceptual.removeprefix("lpips-")) if t.perceptual != "none" else None
-    weights = {"l2": t.l2_weight, "lpips": t.perceptual_weight if perceptual else 0.0}
+    perceptual, weights = perceptual_loss(t.perceptual), {"l2": t.l2_weight}
+    weights |= {perceptual.name: t.perceptual_weight} if perceptual else {}
+    weights |= {"kl": t.kl_weight} if c.latent == "kl" else {}
     gan = GAN(config, accelerator) if t.adversarial_weight else None
     parts = {"model": model, "ema": ema, "optimizer": optimizer} | ({"gan": gan} if gan else {})
     run = Run(output_dir, parts, main=accelerator.is_main_process)
@@ -156,10 +157,10 @@ def train(config: Config, output_dir: str | Path) -> Path:
 
 
 def tokenizer_charge(
-    reconstruction: Tensor, images: Tensor, weights: dict, perceptual: LPIPS | None, gan: GAN | None, step: int
+    reconstruction: Tensor, images: Tensor, kl: Tensor, weights: dict, perceptual: Any, gan: GAN | None, step: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """What the tokenizer is charged for a reconstruction, and its unweighted parts by name."""
-    loss, parts = tokenizer_loss(reconstruction, images, weights, perceptual)
+    loss, parts = tokenizer_loss(reconstruction, images, weights, perceptual, kl)
     if gan:
         charged, heard = gan.charge(reconstruction, step)
         loss, parts = loss + charged, parts | heard
@@ -173,8 +174,8 @@ def forward_backward(accelerator: Accelerator, stepped: nn.Module, pieces: list,
     for i, (images, tokens, noise) in enumerate(pieces):
         with accelerator.no_sync(stepped) if i + 1 < len(pieces) else nullcontext():
             with accelerator.autocast():
-                reconstruction = stepped(images, tokens, noise)
-            loss, parts = charge(reconstruction, images)
+                reconstruction, kl = stepped(images, tokens, noise)
+            loss, parts = charge(reconstruction, images, kl)
             accelerator.backward(loss / len(pieces))
         drawn.append(reconstruction.detach())
         losses.append({"loss": loss.detach(), **parts})
@@ -271,7 +272,7 @@ class Samples:
     @torch.no_grad()
     def draw(self, model: TexTok, path: Path, step: int) -> None:
         path.parent.mkdir(exist_ok=True)
-        save_image_grid([self.images, model(self.images, self.text)], path)
+        save_image_grid([self.images, model(self.images, self.text)[0]], path)
 
 
 def check_folder(config: Config, folder: Path) -> None:
@@ -346,11 +347,12 @@ def generator_of(t: TrainingConfig, *which: int) -> torch.Generator:
 def step_noise(config: Config, step: int) -> Tensor:
     """The latents' noise of a step, (batch_size, N, d), from (seed, step): the same for any number of processes.
 
-    Its deviation grows from 0 to 1 over the run: a rate that is limited from the start keeps a tokenizer without text
-    from learning to use its latents at all (measured: together with small latent tokens it shortens the plateau)."""
+    For `noisy` latents its deviation grows from 0 to 1 over the run: a rate that is limited from the start keeps a
+    tokenizer without text from learning to use its latents at all (measured: together with small latent tokens it
+    shortens the plateau)."""
     generator, c = generator_of(config.training, step), config.tokenizer
     noise = torch.randn(config.training.batch_size, c.num_latent_tokens, c.latent_dim, generator=generator)
-    return noise * min(1.0, step / config.training.steps)
+    return noise * (min(1.0, step / config.training.steps) if c.latent == "noisy" else 1.0)
 
 
 def precision(setting: str) -> str:
