@@ -5,6 +5,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -276,18 +277,33 @@ def test_a_discriminator_of_another_size_is_one_line():
 
 @pytest.mark.parametrize("gan", [(), (*GAN, "training.adversarial_start=5")], ids=["plain", "gan"])
 def test_two_processes_learn_as_one(tmp_path, gan):
-    """Half of each batch to each process, gradients and LeCAM's means over both: the losses of one process."""
+    """Half of each batch to each process, gradients and LeCAM's means over both: the losses of one process. Two that
+    were killed at step 40 end as they would have; one process that goes on in their place, as one would have."""
     settings = ("training.steps=50", "training.log_every=1", "training.sample_every=0", "training.batch_size=16", *gan)
+    settings += ("training.checkpoint_every=20",)
     settings += ("training.learning_rate=1e-4",)  # the paper's; a larger one amplifies the rounding of the last bit
+
+    def two(folder):
+        python, *rest = command(folder, *settings)
+        distributed = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *rest]
+        done = subprocess.run(distributed, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+
     train(smoke(*settings), tmp_path / "one")
-    two = command(tmp_path / "two", *settings)
-    two = [two[0], "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *two[1:]]
-    done = subprocess.run(two, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    one, both = (
+    two(tmp_path / "two")
+    for name in ("killed", "moved"):
+        shutil.copytree(tmp_path / "two", tmp_path / name)
+        (tmp_path / name / "model.safetensors").unlink()
+        (tmp_path / name / "checkpoint" / "last.pt").unlink()  # what is left is step 40
+    two(tmp_path / "killed")
+    assert contents(tmp_path / "killed") == contents(tmp_path / "two")
+    train(smoke(*settings), tmp_path / "moved")
+    one, both, moved = (
         [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
-        for name in ("one", "two")
+        for name in ("one", "two", "moved")
     )
-    for a, b in zip(one, both, strict=True):
-        assert a.pop("gradient_norm") == pytest.approx(b.pop("gradient_norm"), rel=1e-3)
-        assert a == pytest.approx(b, rel=0, abs=1e-5), a["step"]
+    for a, *others in zip(one, both, moved, strict=True):
+        norm = a.pop("gradient_norm")
+        for b in others:
+            assert b.pop("gradient_norm") == pytest.approx(norm, rel=1e-3)
+            assert b == pytest.approx(a, rel=0, abs=1e-5), a["step"]

@@ -68,7 +68,7 @@ class GAN:
             total = total + t.lecam_weight * parts["lecam"]
         if t.r1_weight and steps % t.r1_every == 0:
             penalty = r1(self.discriminator, images)
-            self.r1.copy_(penalty.detach())
+            self.r1.copy_(self.accelerator.reduce(penalty.detach(), "mean"))
             total = total + t.r1_weight * t.r1_every * penalty  # lazy: as much as at every step, but seldom
         self.optimizer.zero_grad()
         total.backward()
