@@ -33,7 +33,17 @@ from tqdm import tqdm
 from textok_mini.caption_store import CaptionStore, read_captions
 from textok_mini.config import ConfigError, DataConfig
 from textok_mini.openmoji import ATTRIBUTION, CATEGORIES, colours, drawings, rasterise, svg_body
-from textok_mini.own_data import DataError, check_folder, check_hub, decode, digest, fit, is_for_test, known_split
+from textok_mini.own_data import (
+    HUB_ID,
+    DataError,
+    check_folder,
+    check_hub,
+    decode,
+    digest,
+    fit,
+    is_for_test,
+    known_split,
+)
 from textok_mini.paths import beside, data_dir, resolve
 from textok_mini.scenes import LEVELS, SPLITS, Scene, World, caption, class_label, render, with_article, wrong
 from textok_mini.settings import apply_overrides, from_dict, parsed
@@ -152,8 +162,9 @@ def load_data(source: str | DataConfig, split: str = "train", image_size: int = 
         store, root = config.captions_from, resolve(config.source)
         stored = read_captions(resolve(store), pictures=root) if store else None
         found = check_folder(root, config, split, image_size, stored)
-    elif not config.captions_from and re.fullmatch(r"[\w.-]+/[\w.-]+", config.source):
-        found = check_hub(config, split, image_size)
+    elif re.fullmatch(HUB_ID, config.source):
+        stored = read_captions(resolve(config.captions_from)) if config.captions_from else None
+        found = check_hub(config, split, image_size, stored)
     else:
         kinds = f"neither {' nor '.join(MADE)}, nor a folder, nor a hub id like OWNER/NAME"
         raise DataError(f"there is no data {config.source!r}: it is {kinds}")

@@ -33,6 +33,7 @@ MOST_WORDS = 1_000
 METADATA = "metadata.jsonl"
 VALIDATION = ("validation", "val", "valid", "dev")  # names of splits that serve for testing where there is no test
 HELD_OUT = ("test", "zero-shot", *VALIDATION)
+HUB_ID = r"[\w.-]+/[\w.-]+"
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
 AS_STORED = datasets.Image(decode=False)  # {"bytes": ..., "path": ...}
@@ -256,21 +257,31 @@ def load_from_hub(name: str) -> datasets.DatasetDict:
         raise DataError(f"{message}; {hint}") from error
 
 
-def check_hub(config: DataConfig, split: str, image_size: int) -> dict:
-    """The good rows of one split of a hub data set, by the column names of `config`. Raises DataError."""
+def hub_pictures(table: datasets.Dataset, config: DataConfig) -> datasets.Dataset:
+    """The column of pictures alone, called `image`, undecoded. Raises DataError if there is none."""
+    source, image = config.source, config.image_column
+    if image not in table.column_names:
+        there = ", ".join(table.column_names)
+        raise DataError(f"{source} has no column {image!r}: set data.image_column to one of {there}")
+    if not isinstance(table.features[image], datasets.Image):
+        raise DataError(f"{source}: column {image!r} holds no pictures but {table.features[image]}")
+    return table.select_columns([image]).rename_columns({image: "image"}).cast_column("image", AS_STORED)
+
+
+def check_hub(config: DataConfig, split: str, image_size: int, captions: Mapping[str, str] | None = None) -> dict:
+    """The good rows of one split of a hub data set, by the column names of `config`; with `captions` by SPLIT/ROW in
+    place of its own. Raises DataError."""
     source, image, text, label = config.source, config.image_column, config.caption_column, config.label_column
     tables = load_from_hub(source)
     undivided = set(tables) == {"train"}
     held_out = ["train"] if undivided else [name for name in ("test", *VALIDATION) if name in tables]
     known_split(split, [*tables, *(["test"] if held_out else [])], source)
     table = tables[home := held_out[0] if split == "test" else split]
-    for key, column in (("image_column", image), ("caption_column", text)):
-        if column not in table.column_names:
-            there = ", ".join(table.column_names)
-            raise DataError(f"{source} has no column {column!r}: set data.{key} to one of {there}")
-    if not isinstance(table.features[image], datasets.Image):
-        raise DataError(f"{source}: column {image!r} holds no pictures but {table.features[image]}")
-    pictures = table.select_columns([image]).rename_columns({image: "image"}).cast_column("image", AS_STORED)
+    pictures = hub_pictures(table, config)
+    if captions is None and text not in table.column_names:
+        there = ", ".join(table.column_names)
+        raise DataError(f"{source} has no column {text!r}: set data.caption_column to one of {there}, or captions_from")
+    told = table[text] if captions is None else [captions.get(f"{home}/{i}") for i in range(len(table))]
     names = getattr(table.features.get(label), "names", None)  # of a ClassLabel, whose values are numbers
 
     def find() -> tuple[dict[str, list[Row]], list[tuple[str, str]]]:
@@ -279,11 +290,11 @@ def check_hub(config: DataConfig, split: str, image_size: int) -> dict:
             labels = [None if number in (None, -1) else names[number] for number in labels]
         rows = [
             Row(f"{source} {home} row {i}", str(i), caption, value, lambda i=i: decode(pictures[i]["image"]))
-            for i, (caption, value) in enumerate(zip(table[text], labels, strict=True))
+            for i, (caption, value) in enumerate(zip(told, labels, strict=True))
         ]
         return {name: [] for name in tables} | {home: rows}, []
 
-    key = [source, home, table._fingerprint, image, text, label]  # whatever changes the rows
+    key = [source, home, table._fingerprint, image, text, label, captions and digest(captions)]  # all that rows follow
     verdict = judge(f"{source} {home}", key, find, config, image_size)
     names = names or names_of(v for t in tables.values() if label in t.column_names for v in t.unique(label))
     columns = columns_of(verdict, split, names, source)
