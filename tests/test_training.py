@@ -18,9 +18,11 @@ from safetensors.torch import load_file
 
 from textok_mini import training
 from textok_mini.config import ConfigError, TrainingConfig
+from textok_mini.run import TrainingError
+from textok_mini.schedule import BatchOrder, learning_rate, warmed_up_ema
 from textok_mini.settings import load_config
 from textok_mini.tokenizer import TexTok
-from textok_mini.training import BatchOrder, TrainingError, learning_rate, train, warmed_up_ema
+from textok_mini.training import train
 
 KILLS = int(os.environ.get("TEXTOK_MINI_KILLS", "3"))
 

@@ -33,8 +33,9 @@ from textok_mini.data import DataError, load_data
 from textok_mini.evaluation import Interval, seeds_interval
 from textok_mini.launch import read_log
 from textok_mini.paths import beside, project_root
+from textok_mini.run import TrainingError
 from textok_mini.settings import load_config
-from textok_mini.training import TrainingError, train
+from textok_mini.training import train
 
 KEYS = {"preset", "common", "seeds", "arms", "comparisons", "lasting", "wrong", "conditions"}
 KEPT = ("config.json", "log.jsonl", "timing.jsonl")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from IPython.display import DisplayHandle, Markdown
 
-from textok_mini.training import TrainingError
+from textok_mini.run import TrainingError
 
 
 def start(overrides: Sequence[str], preset: str, folder: Path, threads: int) -> subprocess.Popen:

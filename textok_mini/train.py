@@ -27,7 +27,8 @@ def main(arguments: list[str]) -> int:
     try:
         config = load_config(name, [o for o in overrides if not o.startswith("output_dir=")])
         from textok_mini.data import DataError
-        from textok_mini.training import TrainingError, train
+        from textok_mini.run import TrainingError
+        from textok_mini.training import train
     except ConfigError as error:
         return complain(error)
     try:

@@ -2,50 +2,37 @@
 
     train(load_config("laptop"), "runs/textok")
 
-A run is its folder: `config.json` (the whole config; `TexTok.from_pretrained` reads it too), `log.jsonl` (losses, no
-times, so that two runs can be compared byte by byte), `timing.jsonl`, `samples/`, `snapshots/` (EMA weights on the
-way), `checkpoint/` (the last two states), and, written last, `model.safetensors` (EMA weights).
-
-Exact resume rests on one rule: nothing random has a state. The order of rows follows from (seed, epoch), the
-noise of a step from (seed, step), so a checkpoint is weights, optimiser, step and how long the log was.
+A run is its folder (`run.py`). Exact resume rests on one rule: nothing random has a state (`schedule.py`), so a
+checkpoint is weights, optimiser, step and how long the log was.
 """
 
-import json
 import math
-import os
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from textok_mini.config import Config, TrainingConfig
+from textok_mini.config import Config
 from textok_mini.data import as_batch, load_data, mirrored
 from textok_mini.device import tune_cpu
 from textok_mini.figures import save_image_grid
 from textok_mini.gan import GAN
-from textok_mini.hub import first_line
 from textok_mini.losses import perceptual_loss, tokenizer_loss
 from textok_mini.paths import beside
-from textok_mini.settings import config_json, from_dict, to_dict
+from textok_mini.run import Run, TrainingError, check_folder, save_weights
+from textok_mini.schedule import BatchOrder, adamw, generator_of, learning_rate, step_noise, warmed_up_ema
+from textok_mini.settings import config_json
 from textok_mini.text import CachedText, FrozenTextEncoder
 from textok_mini.tokenizer import TexTok
-
-
-class TrainingError(RuntimeError):
-    """Training cannot start or go on; the message is one line that says what to do."""
 
 
 def train(config: Config, output_dir: str | Path) -> Path:
@@ -183,82 +170,6 @@ def forward_backward(accelerator: Accelerator, stepped: nn.Module, pieces: list,
     return torch.cat(drawn), means.pop("loss"), means
 
 
-class BatchOrder:
-    """The rows of each step from `start` on, as lists of indices: a permutation an epoch, from (seed, epoch).
-
-    The order of global batches is the same for any number of processes; rank r takes every world-th row from r.
-    """
-
-    def __init__(self, rows: int, t: TrainingConfig, start: int = 0, rank: int = 0, world: int = 1):
-        self.rows, self.t, self.start, self.rank, self.world = rows, t, start, rank, world
-
-    def __len__(self) -> int:
-        return self.t.steps - self.start
-
-    def __iter__(self) -> Iterator[list[int]]:
-        per_epoch, size = self.rows // self.t.batch_size, self.t.batch_size
-        order, of_epoch = None, -1
-        for step in range(self.start, self.t.steps):
-            epoch, index = divmod(step, per_epoch)
-            if epoch != of_epoch:
-                order, of_epoch = np.random.default_rng((self.t.seed, epoch)).permutation(self.rows), epoch
-            yield order[index * size : (index + 1) * size][self.rank :: self.world].tolist()
-
-
-class Run:
-    """What one run keeps on disk: the log, the timing and the checkpoints."""
-
-    def __init__(self, folder: Path, parts: dict[str, Any], main: bool):
-        self.folder, self.parts, self.main = folder, parts, main
-        self.log_path, self.timing_path = folder / "log.jsonl", folder / "timing.jsonl"
-        self.checkpoints = [folder / "checkpoint" / "last.pt", folder / "checkpoint" / "previous.pt"]
-        self.seconds, self.since = 0.0, time.perf_counter()
-
-    def resume(self, device: torch.device) -> int:
-        """Restore the last checkpoint that can be read, cut the logs back to it, and return its step (0 if none)."""
-        state = {"step": 0, "log_bytes": 0, "timing_bytes": 0, "seconds": 0.0}
-        for path in filter(Path.exists, self.checkpoints):
-            try:
-                state = torch.load(path, map_location=device, weights_only=True)
-            except Exception as error:  # a damaged file fails in more ways than one
-                print(f"{path}: cannot be read ({first_line(error)}), going back to the one before", file=sys.stderr)
-                continue
-            for name, part in self.parts.items():
-                part.load_state_dict(state[name])
-            break
-        self.seconds, self.since = state["seconds"], time.perf_counter()
-        if self.main:
-            for path, size in ((self.log_path, "log_bytes"), (self.timing_path, "timing_bytes")):
-                path.touch()
-                os.truncate(path, state[size])
-        return state["step"]
-
-    def checkpoint(self, step: int) -> None:
-        """Write the state beside and rename it, so that a kill leaves either the old one or the new one."""
-        if not self.main:
-            return
-        last, previous = self.checkpoints
-        append(self.timing_path, {"step": step, "seconds": round(self.elapsed(), 3)})
-        state = {name: part.state_dict() for name, part in self.parts.items()}
-        state |= {"step": step, "seconds": self.elapsed()}
-        state |= {"log_bytes": self.log_path.stat().st_size, "timing_bytes": self.timing_path.stat().st_size}
-        with beside(last, alone=True) as part:
-            torch.save(state, part)
-            if last.exists():
-                os.replace(last, previous)
-
-    def log(self, line: dict[str, Any]) -> None:
-        if self.main:
-            append(self.log_path, line)
-
-    def elapsed(self) -> float:
-        """Seconds of training, those before a resume included."""
-        return self.seconds + time.perf_counter() - self.since
-
-    def last_checkpoint(self) -> str:
-        return str(next((p for p in self.checkpoints if p.exists()), "none yet"))
-
-
 class Samples:
     """Originals over reconstructions of the same few test rows, drawn by the EMA weights during training."""
 
@@ -273,21 +184,6 @@ class Samples:
     def draw(self, model: TexTok, path: Path, step: int) -> None:
         path.parent.mkdir(exist_ok=True)
         save_image_grid([self.images, model(self.images, self.text)[0]], path)
-
-
-def check_folder(config: Config, folder: Path) -> None:
-    """Raises TrainingError if `folder` holds a run of another config, naming the settings that differ."""
-    path = folder / "config.json"
-    if not path.exists():
-        return
-    # Through `from_dict`: a setting that is younger than the run had its default there.
-    there, ours = to_dict(from_dict(Config, json.loads(path.read_text(encoding="utf-8")))), to_dict(config)
-    differ = [f"{group}.{name}" for group in ours for name in ours[group] if there[group][name] != ours[group][name]]
-    if differ:
-        raise TrainingError(
-            f"{path}: another run's config, it differs in {', '.join(differ)}; choose another output_dir, "
-            "or delete this one"
-        )
 
 
 def text_encoder(config: Config, captions: list[str], device: torch.device) -> Any:
@@ -309,52 +205,6 @@ def text_encoder(config: Config, captions: list[str], device: torch.device) -> A
     return cached
 
 
-def adamw(model: nn.Module, t: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW; weight decay on matrices only, not on biases, norms, learned tokens and positions."""
-    matrices = [p for m in model.modules() if isinstance(m, nn.Linear) for p in [m.weight]]
-    chosen = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if id(p) not in chosen]
-    groups = [{"params": matrices, "weight_decay": t.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=t.learning_rate, betas=(t.beta1, t.beta2), fused=True)
-
-
-def learning_rate(step: int, t: TrainingConfig) -> float:
-    """Linear warm-up to the peak, then a cosine to `final_learning_rate` times the peak at the last step."""
-    if step <= t.warmup_steps:
-        return t.learning_rate * step / t.warmup_steps
-    done = (step - t.warmup_steps) / max(1, t.steps - t.warmup_steps)
-    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-    return t.learning_rate * (t.final_learning_rate + (1 - t.final_learning_rate) * cosine)
-
-
-def warmed_up_ema(decay: float) -> Any:
-    """EMA whose decay grows as (1 + n) / (10 + n) up to `decay`, so that short runs forget their first weights."""
-
-    @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], updates: Tensor) -> None:
-        n = float(updates)
-        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
-
-    return update
-
-
-def generator_of(t: TrainingConfig, *which: int) -> torch.Generator:
-    """The chances of a step (and of one kind of them): they follow from the seed and have no state of their own."""
-    seed = np.random.SeedSequence((t.seed, *which)).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(seed >> 1))
-
-
-def step_noise(config: Config, step: int) -> Tensor:
-    """The latents' noise of a step, (batch_size, N, d), from (seed, step): the same for any number of processes.
-
-    For `noisy` latents its deviation grows from 0 to 1 over the run: a rate that is limited from the start keeps a
-    tokenizer without text from learning to use its latents at all (measured: together with small latent tokens it
-    shortens the plateau)."""
-    generator, c = generator_of(config.training, step), config.tokenizer
-    noise = torch.randn(config.training.batch_size, c.num_latent_tokens, c.latent_dim, generator=generator)
-    return noise * (min(1.0, step / config.training.steps) if c.latent == "noisy" else 1.0)
-
-
 def precision(setting: str) -> str:
     """Accelerate's name for it. bf16 pays on a GPU that has it; on a CPU it was measured slower."""
     bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
@@ -364,13 +214,3 @@ def precision(setting: str) -> str:
 def to_float(images: Tensor) -> Tensor:
     """uint8 pixels to [-1, 1]."""
     return images.float() / 127.5 - 1
-
-
-def save_weights(model: nn.Module, path: Path) -> None:
-    with beside(path) as part:
-        save_file(model.state_dict(), part)
-
-
-def append(path: Path, line: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
