@@ -130,6 +130,14 @@ def test_runs_share_the_cores_and_their_logs_are_drawn(tmp_path, monkeypatch):
     assert drawn[-1] == {"one": [{"step": 7}], "two": [{"step": 7}]}
 
 
+def test_where_there_are_several_gpus_a_run_takes_all(tmp_path, monkeypatch):
+    """Told of two GPUs that are not there, it trains as two processes on the CPU."""
+    monkeypatch.setattr(launch.torch.cuda, "device_count", lambda: 2)
+    overrides = ["training.steps=2", "training.sample_every=0", "training.batch_size=3"]  # which two cannot share
+    process = launch.start(overrides, "smoke", tmp_path / "run", 1)
+    assert process.wait() and "divisible by the 2 processes" in (tmp_path / "run.err").read_text()
+
+
 def test_a_half_written_log_line_is_left_out(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
     assert launch.read_log(tmp_path) == [{"step": 1}, {"step": 2}]
