@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 # has been loaded.
 PUBLIC = {
     "TexTok": "tokenizer",
+    "Discriminator": "discriminator",
     "FrozenTextEncoder": "text",
     "TextTokens": "text",
     "load_data": "data",
