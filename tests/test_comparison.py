@@ -13,12 +13,12 @@ from textok_mini import comparison, data, launch, results, weights
 from textok_mini.config import DataConfig
 from textok_mini.data import load_data
 from textok_mini.evaluation import image_metrics
+from textok_mini.recipe import to_float
 from textok_mini.run import TrainingError, save_weights
 from textok_mini.scenes import CELLS, caption
 from textok_mini.settings import config_json, preset
 from textok_mini.text import FrozenTextEncoder
 from textok_mini.tokenizer import TexTok
-from textok_mini.training import to_float
 
 WEIGHTS = weights.weights_dir()
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from textok_mini import training
+from textok_mini import recipe, schedule
 from textok_mini.config import ConfigError, TrainingConfig
 from textok_mini.run import TrainingError
 from textok_mini.schedule import BatchOrder, learning_rate, warmed_up_ema
@@ -125,13 +125,13 @@ def test_one_step_is_torchs_adamw(tmp_path, monkeypatch):
     settings = ("training.steps=1", "training.warmup_steps=0", "training.perceptual=none", "training.gradient_clip=0")
     config = smoke(*settings, "tokenizer.text_in=none", "training.learning_rate=1e-3")
     train(config, tmp_path)
-    rows = training.load_data(config.data, "train", 32)
+    rows = recipe.load_data(config.data, "train", 32)
     order = np.random.default_rng((0, 0)).permutation(64)[:16]
     images = torch.stack([rows[i]["image"] for i in order]).float() / 127.5 - 1
     torch.manual_seed(0)
     model = TexTok(config.tokenizer)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    noise = training.step_noise(config, 1)
+    noise = schedule.step_noise(config, 1)
     latents = model.encode(images) + config.tokenizer.latent_noise * noise
     (model.decode(latents) - images).square().mean().backward()
     after = load_file(tmp_path / "model.safetensors")
@@ -153,7 +153,7 @@ def test_one_step_is_torchs_adamw(tmp_path, monkeypatch):
 
 def test_the_latents_noise_grows_to_its_full_deviation_at_the_last_step():
     config = smoke("training.steps=10", "training.batch_size=64", "tokenizer.num_latent_tokens=64")
-    deviations = [training.step_noise(config, step).std().item() for step in (1, 5, 10, 11)]
+    deviations = [schedule.step_noise(config, step).std().item() for step in (1, 5, 10, 11)]
     assert deviations == pytest.approx([0.1, 0.5, 1.0, 1.0], rel=0.02)  # of 32,768 draws: its own deviation is 0.4%
 
 
@@ -188,8 +188,8 @@ def test_a_loss_that_is_no_number_names_step_rows_and_checkpoint(tmp_path, monke
         poisoned.calls += 1
         return (loss * float("nan") if poisoned.calls == 6 else loss), parts
 
-    original, poisoned.calls = training.tokenizer_loss, 0
-    monkeypatch.setattr(training, "tokenizer_loss", poisoned)
+    original, poisoned.calls = recipe.tokenizer_loss, 0
+    monkeypatch.setattr(recipe, "tokenizer_loss", poisoned)
     with pytest.raises(TrainingError, match=r"step 6: the loss is nan.*rows train-\d+, .*last\.pt") as error:
         train(smoke(), tmp_path)
     assert "\n" not in str(error.value)
@@ -232,7 +232,7 @@ def test_until_the_gan_starts_the_tokenizer_learns_as_without_it(tmp_path):
 def test_with_a_gan_a_killed_run_ends_as_if_it_never_was(tmp_path, monkeypatch):
     config = smoke(*GAN, "training.adversarial_start=5")
     train(config, tmp_path / "whole")
-    calls, loss = iter(range(100)), training.tokenizer_loss
+    calls, loss = iter(range(100)), recipe.tokenizer_loss
 
     def killed(*given):
         if next(calls) == 9:  # in step 10; the last checkpoint is of step 8
@@ -240,7 +240,7 @@ def test_with_a_gan_a_killed_run_ends_as_if_it_never_was(tmp_path, monkeypatch):
         return loss(*given)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training, "tokenizer_loss", killed)
+        patch.setattr(recipe, "tokenizer_loss", killed)
         train(config, tmp_path / "killed")
     train(config, tmp_path / "killed")
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")

@@ -20,11 +20,11 @@ from textok_mini.config import Config
 from textok_mini.data import CaptionedImages, stored_captions
 from textok_mini.device import best
 from textok_mini.evaluation import distances, metrics_of_all, paired_bootstrap, to_uint8
+from textok_mini.recipe import text_encoder, to_float
 from textok_mini.scenes import CHANGES, LEVELS, caption
 from textok_mini.settings import from_dict
 from textok_mini.text import CachedText, FrozenTextEncoder
 from textok_mini.tokenizer import TexTok
-from textok_mini.training import text_encoder, to_float
 
 # Captions wrong in one respect, told to the detokenizer alone (the latent tokens are right) or to both halves.
 WRONG = tuple(f"wrong {change}, {half}" for change in CHANGES for half in ("detokenizer", "both"))
