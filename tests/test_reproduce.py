@@ -20,7 +20,7 @@ def write(folder, name: str, *cells: str) -> None:
 
 
 GOOD = """import json, pathlib
-pathlib.Path(output_dir, "results.json").write_text(json.dumps({"summary": ["2 < 3 & so on"]}))
+pathlib.Path(output_dir, "results.json").write_text(json.dumps({"summary": ["2 < 3 & so on", preset]}))
 open(pathlib.Path(output_dir).parent / "runs.txt", "a").write("good ")
 import matplotlib.pyplot as plt
 plt.plot([1, 2]);"""
@@ -30,12 +30,13 @@ def test_a_failed_notebook_stops_no_other_and_is_run_again(tmp_path, monkeypatch
     for module in (notebooks, reproduce):
         monkeypatch.setattr(module, "project_root", lambda: tmp_path)
     (tmp_path / "notebooks" / "parameters").mkdir(parents=True)
-    (tmp_path / "notebooks" / "parameters" / "tiny.yaml").write_text("preset: tiny\n")
+    (tmp_path / "notebooks" / "parameters" / "tiny.yaml").write_text("preset: of-tiny\n")
     write(tmp_path, "00_bad", "1 / 0")
     write(tmp_path, "01_good", GOOD)
     assert reproduce.reproduce("tiny") == 1
     folder = tmp_path / "runs" / "tiny"
     page = (folder / "index.html").read_text()
+    assert "so on\nof-tiny<" in page  # the preset that the file names
     assert "00_bad" in page and "failed" in page and "2 &lt; 3 &amp; so on" in page and "01_good/01_good.html" in page
     picture = Image.open(io.BytesIO(base64.b64decode(page.split("base64,")[1].split('"')[0])))
     assert picture.format == "PNG" and "http" not in page
