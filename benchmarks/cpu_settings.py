@@ -13,9 +13,9 @@ ROUNDS = 5
 def steps(tuned: bool, queue) -> None:
     import torch
 
-    from textok_mini.config import preset
     from textok_mini.device import tune_cpu
     from textok_mini.losses import LPIPS, tokenizer_loss
+    from textok_mini.settings import preset
     from textok_mini.text import TextTokens
     from textok_mini.tokenizer import TexTok
 
@@ -30,7 +30,7 @@ def steps(tuned: bool, queue) -> None:
     optimizer, seconds = torch.optim.AdamW(model.parameters(), fused=True), []
     for _ in range(12):
         begun = time.process_time()
-        tokenizer_loss(model(images, text), images, {"l2": 1.0, "lpips": 0.1}, perceptual)[0].backward()
+        tokenizer_loss(model(images, text)[0], images, {"l2": 1.0, "lpips": 0.1}, perceptual)[0].backward()
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.process_time() - begun)

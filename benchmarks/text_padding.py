@@ -8,8 +8,8 @@ import dataclasses
 import torch
 from _paired import paired, show
 
-from textok_mini.config import preset
 from textok_mini.device import tune_cpu
+from textok_mini.settings import preset
 from textok_mini.text import TextTokens
 from textok_mini.tokenizer import TexTok
 
@@ -23,7 +23,7 @@ optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 
 
 def step(text: TextTokens) -> None:
-    (model(images, text) - images).square().mean().backward()
+    (model(images, text)[0] - images).square().mean().backward()
     optimizer.step()
     optimizer.zero_grad()
 

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
-from textok_mini import caption_store, captioner, captions, comparison, hub
+from textok_mini import caption_store, captioner, captions, comparison, hub, own_data
 from textok_mini.caption_store import CaptionStore, read_captions
 from textok_mini.captioner import Captioner, GumbelMax, licence, trim
 from textok_mini.captions import Job, Settings, assert_disjoint, class_captions, main
@@ -497,6 +497,23 @@ def test_scenes_are_captioned_and_joined(small, small_home, tmp_path):
             load_data(dataclasses.replace(config, captions_from=str(tmp_path / "s"), **change), "train", 16)
     job = Job(Settings(store=str(tmp_path / "t"), data=config, model=str(small), split="test"))
     assert set(job.pictures) == set(test.ids) and job.pictures[test.ids[0]].open().size == (64, 64)
+
+
+def test_a_hub_set_without_captions_is_captioned_and_joined(small, small_home, tmp_path, monkeypatch):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    rows = {split: [noise(40, 40, i) for i in seeds] for split, seeds in (("train", range(3)), ("validation", (7, 8)))}
+    tables = {s: datasets.Dataset.from_dict({"image": p, "label": [0] * len(p)}, features) for s, p in rows.items()}
+    for module in (captions, own_data):
+        monkeypatch.setattr(module, "load_from_hub", lambda name: datasets.DatasetDict(tables))
+    store, source = tmp_path / "s", "someone/pictures"
+    assert run(f"store={store}", f"model={small}", "words=3", f"data={source}") == 0
+    there = read_captions(store)
+    assert sorted(there) == ["train/0", "train/1", "train/2", "validation/0", "validation/1"]
+    assert there["validation/1"] == trim(Captioner(small, words=3).generate([noise(40, 40, 8)], [""], [0])[0], 3)
+    with pytest.raises(DataError, match=r"no column 'caption': set data\.caption_column .* or captions_from"):
+        load_data(source, "train", 32)
+    test = load_data(DataConfig(source=source, captions_from=str(store)), "test", 32)
+    assert test.captions == [there["validation/0"], there["validation/1"]] and test.label_names == ["cat", "dog"]
 
 
 def test_a_stores_captions_are_joined_to_a_folder_by_file_name(small, small_home, tmp_path, capsys):

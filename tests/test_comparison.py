@@ -10,13 +10,15 @@ import torch
 from filelock import FileLock
 
 from textok_mini import comparison, data, launch, results, weights
-from textok_mini.config import DataConfig, config_json, preset
+from textok_mini.config import DataConfig
 from textok_mini.data import load_data
 from textok_mini.evaluation import image_metrics
+from textok_mini.recipe import to_float
+from textok_mini.run import TrainingError, save_weights
 from textok_mini.scenes import CELLS, caption
+from textok_mini.settings import config_json, preset
 from textok_mini.text import FrozenTextEncoder
 from textok_mini.tokenizer import TexTok
-from textok_mini.training import TrainingError, save_weights, to_float
 
 WEIGHTS = weights.weights_dir()
 
@@ -128,7 +130,28 @@ def test_runs_share_the_cores_and_their_logs_are_drawn(tmp_path, monkeypatch):
     assert drawn[-1] == {"one": [{"step": 7}], "two": [{"step": 7}]}
 
 
+def test_where_there_are_several_gpus_a_run_takes_all(tmp_path, monkeypatch):
+    """Told of two GPUs that are not there, it trains as two processes on the CPU."""
+    monkeypatch.setattr(launch.torch.cuda, "device_count", lambda: 2)
+    overrides = ["training.steps=2", "training.sample_every=0", "training.batch_size=3"]  # which two cannot share
+    process = launch.start(overrides, "smoke", tmp_path / "run", 1)
+    assert process.wait() and "divisible by the 2 processes" in (tmp_path / "run.err").read_text()
+
+
 def test_a_half_written_log_line_is_left_out(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
     assert launch.read_log(tmp_path) == [{"step": 1}, {"step": 2}]
     assert sys.executable and launch.read_log(tmp_path / "none") == []
+
+
+def test_pictures_are_measured_in_parts_as_at_once(rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "weights_dir", lambda: WEIGHTS)
+    torch.manual_seed(0)
+    save_weights(TexTok(preset("smoke").tokenizer), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(config_json(preset("smoke")))
+    whole = comparison.evaluate(tmp_path, rows.first(7), ["wrong place, detokenizer"])
+    monkeypatch.setattr(comparison, "AT_ONCE", 3)
+    parts = comparison.evaluate(tmp_path, rows.first(7), ["wrong place, detokenizer"])
+    for condition, metrics in whole.items():
+        for name, values in metrics.items():
+            np.testing.assert_allclose(parts[condition][name], values, rtol=1e-4)

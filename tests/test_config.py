@@ -2,18 +2,8 @@ import json
 
 import pytest
 
-from textok_mini.config import (
-    PRESETS,
-    STANDINGS,
-    Config,
-    ConfigError,
-    TexTokConfig,
-    config_json,
-    from_dict,
-    load_config,
-    preset,
-    standing,
-)
+from textok_mini.config import STANDINGS, Config, ConfigError, TexTokConfig, standing
+from textok_mini.settings import PRESETS, config_json, from_dict, load_config, preset
 
 
 @pytest.mark.parametrize(

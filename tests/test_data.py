@@ -346,6 +346,17 @@ def test_each_bad_row_is_one_clear_line(tmp_path, kind):
     assert where in message and what in message and "skip_bad_rows" in message
 
 
+def test_small_pictures_are_enlarged_where_asked(tmp_path):
+    """As PIL does it, and the centre of the longer side."""
+    metadata = folder(tmp_path / "own")
+    small = picture(50, 20)
+    small.save(metadata.parent / "5.png")
+    rows = load_data(DataConfig(source=str(tmp_path / "own"), enlarge=True), "train", 32)
+    image = rows[rows.ids.index("5.png")]["image"]
+    expected = small.resize((80, 32), Image.Resampling.BICUBIC).crop((24, 0, 56, 32))
+    assert (image.permute(1, 2, 0).numpy() == np.asarray(expected)).all()
+
+
 @pytest.mark.parametrize("kind", BAD)
 def test_each_bad_row_can_be_skipped_and_is_counted(tmp_path, kind, capsys):
     spoil = BAD[kind][0]
@@ -411,7 +422,7 @@ def test_the_verdict_is_kept_until_something_changes(tmp_path, monkeypatch):
     metadata = folder(tmp_path / "own")
     checked = []
     real = own_data.problem_of
-    monkeypatch.setattr(own_data, "problem_of", lambda row, image_size: checked.append(1) or real(row, image_size))
+    monkeypatch.setattr(own_data, "problem_of", lambda row, smallest: checked.append(1) or real(row, smallest))
     load_data(str(tmp_path / "own"), "train", 32)
     assert len(checked) == 12
     load_data(str(tmp_path / "own"), "train", 32)
@@ -481,6 +492,24 @@ def test_a_hub_set_with_the_usual_column_names(monkeypatch):
         tables[split] = table.rename_columns({"picture": "image", "text": "caption"})
     rows = load_data("someone/pictures", "train", 32)
     assert rows.captions[1] == "hub 1" and rows[1]["image"].shape == (3, 32, 32) and rows[1]["label"] == -1
+
+
+def test_a_gated_hub_set_says_what_to_accept(monkeypatch):
+    def refuse(name):
+        raise datasets.exceptions.DatasetNotFoundError(f"Dataset '{name}' is a gated dataset on the Hub.")
+
+    monkeypatch.setattr(own_data, "hub_reachable", lambda: True)
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(DataError, match=r"accept its terms at \S+/datasets/ILSVRC/imagenet-1k, then `hf auth login`"):
+        load_data("ILSVRC/imagenet-1k", "train", 32)
+
+
+def test_a_mirror_never_makes_a_caption_false():
+    images = torch.arange(5 * 3 * 2 * 4).reshape(5, 3, 2, 4).float()
+    captions = ["a dog", "a dog on the left", "a cat", "a sign that reads STOP", "A bright owl"]
+    seen = data.mirrored(images, captions, torch.tensor([0.1, 0.1, 0.6, 0.2, 0.49]))
+    for i, flipped in enumerate([True, False, False, False, True]):
+        assert torch.equal(seen[i], images[i].flip(-1) if flipped else images[i])
 
 
 def test_bad_rows_of_a_hub_set_are_named(monkeypatch):

@@ -1,7 +1,6 @@
 """Grids: nothing is trained twice, and every figure of a report is recomputed here from the images' own."""
 
 import json
-import re
 
 import numpy as np
 import pytest
@@ -9,8 +8,9 @@ import yaml
 from scipy import stats
 
 from textok_mini import data, grid
-from textok_mini.config import Config, ConfigError, from_dict, load_config
+from textok_mini.config import Config, ConfigError
 from textok_mini.paths import project_root, weights_dir
+from textok_mini.settings import from_dict, load_config
 
 GRID = {
     "preset": "smoke",
@@ -93,22 +93,18 @@ def test_the_verdict_follows_from_margin_and_interval(tmp_path, monkeypatch, sho
 
 
 def test_readme_tables_change_only_between_their_marks(folder):
-    readme = folder.parent / "README.md"
-    readme.write_text("before\n<!-- grid: small -->\nold\n<!-- end -->\nafter\n")
-    grid.write_readme(readme)
-    once = readme.read_text()
-    assert once == f"before\n<!-- grid: small -->\n{grid.report(folder)}\n<!-- end -->\nafter\n"
-    grid.write_readme(readme)
-    assert readme.read_text() == once
+    text = "before\n<!-- grid: small -->\nold\n<!-- end -->\nafter\n<!-- config: smoke -->\n<!-- end -->\n"
+    once = grid.up_to_date(text, folder.parent)
+    assert once.startswith(f"before\n<!-- grid: small -->\n{grid.report(folder)}\n<!-- end -->\nafter\n")
+    assert "| tokenizer.latent_dim | 8 | paper |" in once
+    assert grid.up_to_date(once, folder.parent) == once
 
 
 def test_the_kits_own_readme_is_up_to_date():
     """No figure in the README is typed: each table is its grid's report, to the letter."""
     text = (KIT / "README.md").read_text(encoding="utf-8")
-    tables = re.findall(r"<!-- grid: (\S+) -->\n(.*?)\n?<!-- end -->", text, re.DOTALL)
-    assert len(tables) == len(GRIDS)
-    for name, table in tables:
-        assert table == grid.report(KIT / name)
+    assert text.count("<!-- grid: ") == text.count("<!-- end -->") - text.count("<!-- config: ") == len(GRIDS)
+    assert grid.up_to_date(text, KIT) == text
 
 
 @pytest.mark.parametrize("path", GRIDS, ids=lambda p: p.parent.name)

@@ -13,8 +13,9 @@ import pytest
 import yaml
 
 from textok_mini import notebooks
-from textok_mini.config import ConfigError, preset, to_dict
+from textok_mini.config import ConfigError
 from textok_mini.paths import project_root
+from textok_mini.settings import preset, to_dict
 
 ROOT = project_root()
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

@@ -2,6 +2,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
+from textok_mini import text
 from textok_mini.text import CachedText, FrozenTextEncoder, encoder_path
 
 CAPTIONS = ["a dog", "a red apple bottom right and a bus top left on a sky blue background", "glasses"]
@@ -31,6 +32,31 @@ def test_frozen(minilm):
     assert not any(p.requires_grad for p in minilm.model.parameters())
     assert not minilm.model.training and not minilm(CAPTIONS).embeddings.requires_grad
     assert not isinstance(minilm, torch.nn.Module)  # as an attribute of a model it would be saved with it
+
+
+def test_each_distinct_caption_is_read_once_beside_others_of_its_length(minilm, monkeypatch):
+    monkeypatch.setattr(text, "BUCKET", 2)
+    shapes, real = [], minilm.model.forward
+    monkeypatch.setattr(minilm.model, "forward", lambda **x: shapes.append(tuple(x["input_ids"].shape)) or real(**x))
+    captions = ["word " * n for n in (3, 30, 4, 31)] + ["a dog"]
+    batch = minilm(captions + captions[::-1])
+    assert shapes == [(2, 5), (2, 32), (1, 33)]
+    for a, b in zip(range(5), range(9, 4, -1), strict=True):
+        assert torch.equal(batch.embeddings[a], batch.embeddings[b]) and torch.equal(batch.mask[a], batch.mask[b])
+
+
+def test_other_weights_under_the_same_name_are_another_cache(tiny_t5, tmp_path):
+    first = CachedText(FrozenTextEncoder(tiny_t5, 16), CAPTIONS, tmp_path)(CAPTIONS)
+    model = T5EncoderModel.from_pretrained(tiny_t5)
+    model.shared.weight.data.mul_(2)
+    model.save_pretrained(tmp_path / "t5")
+    AutoTokenizer.from_pretrained(tiny_t5).save_pretrained(tmp_path / "t5")
+    before = FrozenTextEncoder(str(tmp_path / "t5"), 16)
+    T5EncoderModel.from_pretrained(tiny_t5).save_pretrained(tmp_path / "t5")
+    after = FrozenTextEncoder(str(tmp_path / "t5"), 16)
+    assert before.name == after.name and before.revision != after.revision
+    assert not torch.equal(CachedText(before, CAPTIONS, tmp_path)(CAPTIONS).embeddings, first.embeddings)
+    assert torch.equal(CachedText(after, CAPTIONS, tmp_path)(CAPTIONS).embeddings, first.embeddings)
 
 
 def test_long_captions_are_cut_and_counted(tmp_path):

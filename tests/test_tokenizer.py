@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from textok_mini.config import TexTokConfig, preset
+from textok_mini.config import TexTokConfig
+from textok_mini.settings import preset
 from textok_mini.text import TextTokens
 from textok_mini.tokenizer import TexTok, patchify, unpatchify
 
@@ -61,7 +62,7 @@ def test_shapes():
     latents = model.encode(images, text)
     assert latents.shape == (3, SMALL.num_latent_tokens, SMALL.latent_dim)
     assert model.decode(latents, text).shape == images.shape
-    assert torch.equal(model(images, text), model.decode(latents, text))
+    assert torch.equal(model(images, text)[0], model.decode(latents, text))
 
 
 def test_patchify_against_slices_and_back():
@@ -106,7 +107,7 @@ def test_text_reaches_just_the_halves_it_should(text_in, encoder_reads, decoder_
         with pytest.raises(ValueError, match="reads text"):
             model(images, None)
     else:
-        assert torch.equal(model(images, None), model(images, text))
+        assert torch.equal(model(images, None)[0], model(images, text)[0])
 
 
 def test_arms_of_one_seed_start_from_the_same_shared_weights():
@@ -125,21 +126,34 @@ def test_noisy_latents_have_unit_power_and_noise_only_where_it_is_given():
     torch.testing.assert_close(latents.square().mean(-1), torch.ones(latents.shape[:2]), atol=1e-3, rtol=0)
     noise = torch.randn_like(latents)
     by_hand = model.decode(latents + model.config.latent_noise * noise, text)
-    assert torch.equal(model(images, text, noise), by_hand)
-    assert not torch.equal(model(images, text), by_hand)
+    assert torch.equal(model(images, text, noise)[0], by_hand)
+    assert not torch.equal(model(images, text)[0], by_hand)
+
+
+def test_kl_is_torchs_own_and_the_sample_has_the_posteriors_deviation():
+    model, images, text = model_and_inputs(latent="kl")
+    mean, log_variance = model.posterior(images, text)
+    posterior = torch.distributions.Normal(mean, (log_variance / 2).exp())
+    standard = torch.distributions.Normal(torch.zeros_like(mean), torch.ones_like(mean))
+    noise = torch.randn_like(mean)
+    reconstruction, kl = model(images, text, noise)
+    torch.testing.assert_close(kl, torch.distributions.kl_divergence(posterior, standard).sum((1, 2)).mean())
+    torch.testing.assert_close(reconstruction, model.decode(mean + posterior.stddev * noise, text))
+    assert torch.equal(model(images, text)[0], model.decode(model.encode(images, text), text))
+    assert model_and_inputs(latent="plain")[0](images, text, noise)[1] == 0
 
 
 def test_words_alone_can_be_decoded():
     model, images, text = model_and_inputs(num_latent_tokens=0)
     assert model.encode(images, text).shape == (3, 0, SMALL.latent_dim)
-    assert model(images, text).shape == images.shape
-    model(images, text).square().mean().backward()  # what stays without a gradient asks for none, or DDP would wait
+    assert model(images, text)[0].shape == images.shape
+    model(images, text)[0].square().mean().backward()  # what stays without a gradient asks for none, or DDP would wait
     assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
 
 
 def test_the_trained_parts_all_get_a_gradient():
     model, images, text = model_and_inputs()
-    model(images, text).square().mean().backward()
+    model(images, text)[0].square().mean().backward()
     unused = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert unused == []
 
@@ -159,7 +173,7 @@ def test_saved_and_loaded_strictly(tmp_path):
     model.save_pretrained(tmp_path)
     loaded = TexTok.from_pretrained(tmp_path).eval()
     assert loaded.config == model.config
-    assert torch.equal(loaded(images, text), model(images, text))
+    assert torch.equal(loaded(images, text)[0], model(images, text)[0])
     twin = TexTok(dataclasses.replace(SMALL, text_in="none"))
     from safetensors.torch import save_file
 

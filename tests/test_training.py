@@ -5,6 +5,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,10 +16,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from textok_mini import training
-from textok_mini.config import TrainingConfig, load_config
+from textok_mini import recipe, schedule
+from textok_mini.config import ConfigError, TrainingConfig
+from textok_mini.run import TrainingError
+from textok_mini.schedule import BatchOrder, learning_rate, warmed_up_ema
+from textok_mini.settings import load_config
 from textok_mini.tokenizer import TexTok
-from textok_mini.training import BatchOrder, TrainingError, learning_rate, train, warmed_up_ema
+from textok_mini.training import train
 
 KILLS = int(os.environ.get("TEXTOK_MINI_KILLS", "3"))
 
@@ -121,13 +125,13 @@ def test_one_step_is_torchs_adamw(tmp_path, monkeypatch):
     settings = ("training.steps=1", "training.warmup_steps=0", "training.perceptual=none", "training.gradient_clip=0")
     config = smoke(*settings, "tokenizer.text_in=none", "training.learning_rate=1e-3")
     train(config, tmp_path)
-    rows = training.load_data(config.data, "train", 32)
+    rows = recipe.load_data(config.data, "train", 32)
     order = np.random.default_rng((0, 0)).permutation(64)[:16]
     images = torch.stack([rows[i]["image"] for i in order]).float() / 127.5 - 1
     torch.manual_seed(0)
     model = TexTok(config.tokenizer)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    noise = training.step_noise(config, 1)
+    noise = schedule.step_noise(config, 1)
     latents = model.encode(images) + config.tokenizer.latent_noise * noise
     (model.decode(latents) - images).square().mean().backward()
     after = load_file(tmp_path / "model.safetensors")
@@ -149,7 +153,7 @@ def test_one_step_is_torchs_adamw(tmp_path, monkeypatch):
 
 def test_the_latents_noise_grows_to_its_full_deviation_at_the_last_step():
     config = smoke("training.steps=10", "training.batch_size=64", "tokenizer.num_latent_tokens=64")
-    deviations = [training.step_noise(config, step).std().item() for step in (1, 5, 10, 11)]
+    deviations = [schedule.step_noise(config, step).std().item() for step in (1, 5, 10, 11)]
     assert deviations == pytest.approx([0.1, 0.5, 1.0, 1.0], rel=0.02)  # of 32,768 draws: its own deviation is 0.4%
 
 
@@ -184,8 +188,8 @@ def test_a_loss_that_is_no_number_names_step_rows_and_checkpoint(tmp_path, monke
         poisoned.calls += 1
         return (loss * float("nan") if poisoned.calls == 6 else loss), parts
 
-    original, poisoned.calls = training.tokenizer_loss, 0
-    monkeypatch.setattr(training, "tokenizer_loss", poisoned)
+    original, poisoned.calls = recipe.tokenizer_loss, 0
+    monkeypatch.setattr(recipe, "tokenizer_loss", poisoned)
     with pytest.raises(TrainingError, match=r"step 6: the loss is nan.*rows train-\d+, .*last\.pt") as error:
         train(smoke(), tmp_path)
     assert "\n" not in str(error.value)
@@ -208,3 +212,100 @@ def test_the_command_says_in_one_line_what_is_wrong(tmp_path, override, message)
     assert done.returncode == 2
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ") and message in last
+
+
+GAN = ("discriminator.image_size=32", "discriminator.channels=4", "training.adversarial_weight=0.1")
+GAN += ("training.adversarial_warmup=3", "training.lecam_start=2", "training.r1_every=2", "training.log_every=1")
+
+
+def test_until_the_gan_starts_the_tokenizer_learns_as_without_it(tmp_path):
+    train(smoke(), tmp_path / "without")
+    train(smoke(*GAN, "training.adversarial_start=12"), tmp_path / "with")
+    assert (tmp_path / "with" / "model.safetensors").read_bytes() == (
+        tmp_path / "without" / "model.safetensors"
+    ).read_bytes()
+    log = [json.loads(line) for line in (tmp_path / "with" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log if "discriminator" in line] == [10, 11, 12]
+    assert not any("adversarial" in line for line in log)
+
+
+def test_with_a_gan_a_killed_run_ends_as_if_it_never_was(tmp_path, monkeypatch):
+    config = smoke(*GAN, "training.adversarial_start=5")
+    train(config, tmp_path / "whole")
+    calls, loss = iter(range(100)), recipe.tokenizer_loss
+
+    def killed(*given):
+        if next(calls) == 9:  # in step 10; the last checkpoint is of step 8
+            raise KeyboardInterrupt
+        return loss(*given)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(recipe, "tokenizer_loss", killed)
+        train(config, tmp_path / "killed")
+    train(config, tmp_path / "killed")
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    log = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log if "adversarial" in line] == list(range(6, 13))  # after the start, a ramp
+    assert [line["step"] for line in log if "lecam" in line] == list(range(5, 13))
+    first = next(line for line in log if "adversarial" in line)
+    expected = first["l2"] + 0.1 * first["lpips"] + 0.1 / 3 * first["adversarial"]  # a third up the ramp
+    assert first["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("gan", [(), (*GAN, "training.adversarial_start=5")], ids=["plain", "gan"])
+def test_a_batch_in_pieces_learns_as_a_whole_one(tmp_path, gan):
+    settings = ("training.learning_rate=1e-4", "training.sample_every=0", *gan)
+    train(smoke(*settings), tmp_path / "whole")
+    train(smoke(*settings, "training.accumulate=4"), tmp_path / "pieces")
+    logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("whole", "pieces")]
+    for a, b in zip(*(map(json.loads, log) for log in logs), strict=True):
+        assert a.pop("gradient_norm") == pytest.approx(b.pop("gradient_norm"), rel=1e-3)
+        assert a == pytest.approx(b, rel=0, abs=1e-5), a["step"]
+    with pytest.raises(TrainingError, match=r"must be divisible by the 1 processes times training\.accumulate=3"):
+        train(smoke(*settings, "training.accumulate=3"), tmp_path / "three")
+
+
+def test_recomputed_activations_change_nothing(tmp_path):
+    train(smoke(), tmp_path / "kept")
+    train(smoke("training.recompute=true"), tmp_path / "again")
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("kept", "again")]
+    assert weights[0] == weights[1]
+
+
+def test_a_discriminator_of_another_size_is_one_line():
+    with pytest.raises(ConfigError, match=r"discriminator\.image_size must be tokenizer\.image_size=32"):
+        smoke("training.adversarial_weight=0.1")
+
+
+@pytest.mark.parametrize("gan", [(), (*GAN, "training.adversarial_start=5")], ids=["plain", "gan"])
+def test_two_processes_learn_as_one(tmp_path, gan):
+    """Half of each batch to each process, gradients and LeCAM's means over both: the losses of one process. Two that
+    were killed at step 40 end as they would have; one process that goes on in their place, as one would have."""
+    settings = ("training.steps=50", "training.log_every=1", "training.sample_every=0", "training.batch_size=16", *gan)
+    settings += ("training.checkpoint_every=20",)
+    settings += ("training.learning_rate=1e-4",)  # the paper's; a larger one amplifies the rounding of the last bit
+
+    def two(folder):
+        python, *rest = command(folder, *settings)
+        distributed = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *rest]
+        done = subprocess.run(distributed, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+
+    train(smoke(*settings), tmp_path / "one")
+    two(tmp_path / "two")
+    for name in ("killed", "moved"):
+        shutil.copytree(tmp_path / "two", tmp_path / name)
+        (tmp_path / name / "model.safetensors").unlink()
+        (tmp_path / name / "checkpoint" / "last.pt").unlink()  # what is left is step 40
+    two(tmp_path / "killed")
+    assert contents(tmp_path / "killed") == contents(tmp_path / "two")
+    train(smoke(*settings), tmp_path / "moved")
+    one, both, moved = (
+        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("one", "two", "moved")
+    )
+    for a, *others in zip(one, both, moved, strict=True):
+        norm = a.pop("gradient_norm")
+        for b in others:
+            assert b.pop("gradient_norm") == pytest.approx(norm, rel=1e-3)
+            assert b == pytest.approx(a, rel=0, abs=1e-5), a["step"]

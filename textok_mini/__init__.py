@@ -12,11 +12,12 @@ __version__ = "0.1.0"
 # has been loaded.
 PUBLIC = {
     "TexTok": "tokenizer",
+    "Discriminator": "discriminator",
     "FrozenTextEncoder": "text",
     "TextTokens": "text",
     "load_data": "data",
-    "load_config": "config",
-    "preset": "config",
+    "load_config": "settings",
+    "preset": "settings",
 }
 __all__ = list(PUBLIC)
 

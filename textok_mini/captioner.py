@@ -19,6 +19,7 @@ import transformers as hf
 from huggingface_hub import ModelCard
 from PIL import Image
 
+from textok_mini.device import best
 from textok_mini.hub import from_hub, hub_reachable
 from textok_mini.own_data import digest
 
@@ -38,7 +39,7 @@ class Captioner:
 
     def __init__(self, model=MODEL, prompt=PROMPT, words=75, temperature=0.0, seed=0, revision=None, device=None):
         self.prompt, self.temperature, self.seed = prompt, temperature, seed
-        self.device = torch.device(device or accelerator())
+        self.device = torch.device(device) if device else best()
         self.dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
         load = partial(from_hub, name=str(model), what="captioner", revision=revision)
         self.model = load(hf.AutoModelForImageTextToText, dtype=self.dtype, use_safetensors=True).to(self.device).eval()
@@ -124,7 +125,3 @@ def licence(model: str) -> str:
     with suppress(Exception):  # no card, or no network
         return ModelCard.load(card if card.is_file() or not hub_reachable() else model).data.license or "unknown"
     return "unknown"
-
-
-def accelerator() -> torch.device | str:
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"

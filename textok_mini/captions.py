@@ -21,6 +21,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import datasets
 import numpy as np
 import transformers as hf
 from PIL import Image
@@ -28,11 +29,24 @@ from tqdm import tqdm
 
 from textok_mini.caption_store import CaptionStore, storable
 from textok_mini.captioner import MODEL, PROMPT, Captioner, VLLMCaptioner, licence, trim
-from textok_mini.config import ConfigError, DataConfig, apply_overrides, from_dict, require
+from textok_mini.config import ConfigError, DataConfig, require
 from textok_mini.data import MADE, CaptionedImages, load_data
 from textok_mini.hub import first_line, from_hub, revision
-from textok_mini.own_data import PICTURES, DataError, digest, fit, pictures_in, upright
+from textok_mini.own_data import (
+    HUB_ID,
+    PICTURES,
+    DataError,
+    decode,
+    digest,
+    fit,
+    hub_pictures,
+    known_split,
+    load_from_hub,
+    pictures_in,
+    upright,
+)
 from textok_mini.paths import resolve
+from textok_mini.settings import apply_overrides, from_dict
 from textok_mini.train import complain
 
 ENGINES = {"transformers": Captioner, "vllm": VLLMCaptioner}
@@ -185,14 +199,22 @@ class Job:
 
 
 def find_pictures(c: Settings) -> dict[str, Found]:
-    """Every picture by its name: a scene's id, or a path in the folder."""
+    """Every picture by its name: a scene's id, a path in the folder, or SPLIT/ROW of a hub's data set."""
     if c.data.source in MADE:
         splits = [c.split] if c.split else MADE[c.data.source]
         sets = [load_data(replace(c.data, captions_from=""), split, c.image_size or 64) for split in splits]
         return {name: Found(partial(drawn, rows, i), None) for rows in sets for i, name in enumerate(rows.ids)}
     root, kinds = Path(c.data.source), ", ".join(sorted(PICTURES))
+    if re.fullmatch(HUB_ID, c.data.source) and not root.is_dir():
+        tables, found = load_from_hub(c.data.source), {}
+        known_split(c.split or next(iter(tables)), tables, c.data.source)
+        for split in [c.split] if c.split else tables:
+            rows = hub_pictures(tables[split], c.data)
+            found |= {f"{split}/{i}": Found(partial(stored, rows, i), None) for i in range(len(rows))}
+        return found
     if not (files := pictures_in(root / c.split)):
-        raise DataError(f"{root / c.split} holds no pictures: data is a folder of {kinds}, or {' or '.join(MADE)}")
+        others = f"{' or '.join(MADE)}, or a hub's OWNER/NAME"
+        raise DataError(f"{root / c.split} holds no pictures: data is a folder of {kinds}, or {others}")
     names = [file.relative_to(root).as_posix().encode("utf-8", "backslashreplace").decode() for file in files]
     found = [Found(partial(Image.open, file), file.stat().st_size) for file in files]
     return dict(zip(names, found, strict=True))
@@ -200,6 +222,10 @@ def find_pictures(c: Settings) -> dict[str, Found]:
 
 def drawn(rows: CaptionedImages, row: int) -> Image.Image:
     return Image.fromarray(rows.images([row])[0].permute(1, 2, 0).numpy())
+
+
+def stored(rows: datasets.Dataset, row: int) -> Image.Image:
+    return decode(rows[row]["image"])
 
 
 def caption(c: Settings) -> None:

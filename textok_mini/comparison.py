@@ -16,16 +16,20 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from textok_mini.config import Config, from_dict
+from textok_mini.config import Config
 from textok_mini.data import CaptionedImages, stored_captions
+from textok_mini.device import best
 from textok_mini.evaluation import distances, metrics_of_all, paired_bootstrap, to_uint8
+from textok_mini.recipe import text_encoder, to_float
 from textok_mini.scenes import CHANGES, LEVELS, caption
+from textok_mini.settings import from_dict
 from textok_mini.text import CachedText, FrozenTextEncoder
 from textok_mini.tokenizer import TexTok
-from textok_mini.training import text_encoder, to_float
 
 # Captions wrong in one respect, told to the detokenizer alone (the latent tokens are right) or to both halves.
 WRONG = tuple(f"wrong {change}, {half}" for change in CHANGES for half in ("detokenizer", "both"))
+
+AT_ONCE = 2_000  # pictures in memory, under every condition
 
 # The twin without text; and the twin with learned tokens in place of text, about as many as a batch of TexTok's has
 # (20 on average, 26 in the longest caption), so that its sequences are as long and its steps as dear.
@@ -77,15 +81,16 @@ def reconstruct(
     detokenizer_captions: Sequence[str] | None = None,
     batch_size: int = 125,
 ) -> Tensor:
-    """Every row through the model: (N, 3, H, W), clipped to [-1, 1]. Captions are the rows' own unless given."""
+    """Every row through the model, on its device: (N, 3, H, W) on the CPU, clipped to [-1, 1]. Captions are the rows'
+    own unless given."""
     told, shown = tokenizer_captions or rows.captions, detokenizer_captions or rows.captions
-    pictures = []
+    pictures, device = [], next(model.parameters()).device
     for start in range(0, len(rows), batch_size):
         batch = slice(start, min(start + batch_size, len(rows)))
-        images = to_float(rows.images(list(range(batch.start, batch.stop))))
-        one = encoder(told[batch]) if encoder else None
-        two = one if told is shown else encoder(shown[batch]) if encoder else None
-        pictures.append(model.decode(model.encode(images, one), two).clamp(-1, 1))
+        images = to_float(rows.images(list(range(batch.start, batch.stop))).to(device))
+        one = encoder(told[batch]).to(device) if encoder else None
+        two = one if told is shown else encoder(shown[batch]).to(device) if encoder else None
+        pictures.append(model.decode(model.encode(images, one), two).clamp(-1, 1).cpu())
     return torch.cat(pictures)
 
 
@@ -97,15 +102,20 @@ def evaluate(
     AlexNet's for a run that was trained on VGG16's: a figure flatters whoever was trained on it."""
     model, config = load_run(folder, snapshot)
     trunk = "alex" if config.training.perceptual == "lpips-vgg" else "vgg"
-    originals = to_float(rows.images(list(range(len(rows)))))
     split = {} if config.tokenizer.text_in == "none" else {c: c.partition(", ")[::2] for c in conditions}
     lies = {what for what, _ in split.values()}
     said = {what: other_captions(rows, what, config.data.captions) for what in lies}
-    encoder = text_encoder(config, sum(said.values(), rows.captions), "cpu")
+    device, parts = best(), []
+    model, encoder = model.to(device), text_encoder(config, sum(said.values(), rows.captions), device)
     told = {"right": (None, None)}
     for condition, (what, half) in split.items():
         told[condition] = tuple(None if half == other else said[what] for other in ("detokenizer", "tokenizer"))
-    return metrics_of_all({name: reconstruct(model, rows, encoder, *c) for name, c in told.items()}, originals, trunk)
+    for start in range(0, len(rows), AT_ONCE):
+        some = rows.take(range(len(rows))[start : start + AT_ONCE])
+        lines = {name: [lie and lie[start : start + AT_ONCE] for lie in pair] for name, pair in told.items()}
+        pictures = {name: reconstruct(model, some, encoder, *pair) for name, pair in lines.items()}
+        parts.append(metrics_of_all(pictures, to_float(some.images(list(range(len(some))))), trunk))
+    return {name: {key: np.concatenate([part[name][key] for part in parts]) for key in parts[0][name]} for name in told}
 
 
 def set_distances(reconstructions: Tensor, rows: CaptionedImages) -> dict[str, float]:

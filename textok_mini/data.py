@@ -31,11 +31,22 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from textok_mini.caption_store import CaptionStore, read_captions
-from textok_mini.config import ConfigError, DataConfig, apply_overrides, from_dict, parsed
+from textok_mini.config import ConfigError, DataConfig
 from textok_mini.openmoji import ATTRIBUTION, CATEGORIES, colours, drawings, rasterise, svg_body
-from textok_mini.own_data import DataError, check_folder, check_hub, decode, digest, fit, is_for_test, known_split
+from textok_mini.own_data import (
+    HUB_ID,
+    DataError,
+    check_folder,
+    check_hub,
+    decode,
+    digest,
+    fit,
+    is_for_test,
+    known_split,
+)
 from textok_mini.paths import beside, data_dir, resolve
 from textok_mini.scenes import LEVELS, SPLITS, Scene, World, caption, class_label, render, with_article, wrong
+from textok_mini.settings import apply_overrides, from_dict, parsed
 
 # Raise it whenever a prepared picture or caption would change: prepared data is kept by it.
 GENERATOR = {"openmoji-scenes": 1, "openmoji": 2}
@@ -114,6 +125,20 @@ class CaptionedImages(Dataset):
         return wrong(self.scene(row), change, rng, self.world.pool(self.split))
 
 
+# A mirror makes such captions false. Crops are never random here: a caption may name what was cut away.
+SIDED = re.compile(
+    r"\b(left|right|east|west|(counter|anti)?-?clockwise|clock|text|writing|written|words?|letters?|letter|numbers?|digits?|"
+    r"signs?|labels?|logos?|titles?|reads|reading|says|saying|maps?|flags?)\b",
+    re.I,
+)
+
+
+def mirrored(images: torch.Tensor, captions: Sequence[str], lots: torch.Tensor) -> torch.Tensor:
+    """Images (B, 3, H, W), in a mirror where `lots` (B,), uniform in [0, 1), is below a half and the caption allows."""
+    chosen = (lots < 0.5) & torch.tensor([not SIDED.search(caption) for caption in captions])
+    return torch.where(chosen.to(images.device)[:, None, None, None], images.flip(-1), images)
+
+
 as_batch = dict  # the `collate_fn` of a DataLoader over `CaptionedImages`, whose batches are one dict already
 
 
@@ -137,8 +162,9 @@ def load_data(source: str | DataConfig, split: str = "train", image_size: int = 
         store, root = config.captions_from, resolve(config.source)
         stored = read_captions(resolve(store), pictures=root) if store else None
         found = check_folder(root, config, split, image_size, stored)
-    elif not config.captions_from and re.fullmatch(r"[\w.-]+/[\w.-]+", config.source):
-        found = check_hub(config, split, image_size)
+    elif re.fullmatch(HUB_ID, config.source):
+        stored = read_captions(resolve(config.captions_from)) if config.captions_from else None
+        found = check_hub(config, split, image_size, stored)
     else:
         kinds = f"neither {' nor '.join(MADE)}, nor a folder, nor a hub id like OWNER/NAME"
         raise DataError(f"there is no data {config.source!r}: it is {kinds}")

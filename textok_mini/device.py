@@ -8,6 +8,12 @@ import torch
 SHORT = 256  # tokens
 
 
+def best() -> torch.device:
+    """Where to compute: the accelerator if there is one."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator or torch.device("cpu")
+
+
 def tune_cpu(tokens: int, exact: bool = False) -> None:
     """Make fp32 training on a CPU faster, for sequences of about `tokens`; does nothing on an accelerator.
 

@@ -28,6 +28,7 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
+from textok_mini.device import best
 from textok_mini.losses import LPIPS, Trunk
 
 _lpips = functools.cache(LPIPS)  # one network a trunk
@@ -66,11 +67,16 @@ def metrics_of_all(
     for images in sets.values():
         if images.shape != originals.shape:
             raise ValueError(f"{tuple(images.shape)} reconstructions of {tuple(originals.shape)} originals")
-    lpips, values = _lpips(lpips_trunk), {name: {"psnr": [], "ssim": [], "lpips": []} for name in sets}
+    device, lpips = best(), _lpips(lpips_trunk)  # which follows its input's device
+    values = {name: {"psnr": [], "ssim": [], "lpips": []} for name in sets}
     for start in range(0, len(originals), batch_size):
         # Channels last is a third faster on a CPU.
         real, *fakes = (
-            images[start : start + batch_size].float().clamp(-1, 1).contiguous(memory_format=torch.channels_last)
+            images[start : start + batch_size]
+            .to(device)
+            .float()
+            .clamp(-1, 1)
+            .contiguous(memory_format=torch.channels_last)
             for images in (originals, *sets.values())
         )
         known = lpips.features(real)

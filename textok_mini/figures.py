@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from textok_mini.evaluation import Interval
 from textok_mini.paths import beside
 
 # One colour an arm through the whole book, told apart also without colour vision (Okabe and Ito's palette).
@@ -105,6 +106,17 @@ def plot_curves(
     axis.set(xlabel=x_label, ylabel=y_label)
     axis.grid(alpha=0.3)
     axis.legend(frameon=False)
+    return axis
+
+
+def plot_intervals(axis: Axes, intervals: Mapping[str, Interval], label: str) -> Axes:
+    """Named figures as points with their intervals, from top to bottom, zero marked."""
+    for i, (name, x) in enumerate(intervals.items()):
+        errors = [[x.mean - x.low], [x.high - x.mean]]
+        axis.errorbar(x.mean, -i, xerr=errors, fmt="o", capsize=3, color=COLOURS.get(name, "#333333"))
+    axis.axvline(0, color="#888888", lw=0.8)
+    axis.set(yticks=[-i for i in range(len(intervals))], yticklabels=list(intervals), xlabel=label)
+    axis.grid(alpha=0.3, axis="x")
     return axis
 
 

@@ -28,12 +28,14 @@ import yaml
 from filelock import FileLock, Timeout
 
 from textok_mini.comparison import WRONG, evaluate
-from textok_mini.config import Config, ConfigError, load_config
+from textok_mini.config import Config, ConfigError, table
 from textok_mini.data import DataError, load_data
 from textok_mini.evaluation import Interval, seeds_interval
 from textok_mini.launch import read_log
 from textok_mini.paths import beside, project_root
-from textok_mini.training import TrainingError, train
+from textok_mini.run import TrainingError
+from textok_mini.settings import load_config
+from textok_mini.training import train
 
 KEYS = {"preset", "common", "seeds", "arms", "comparisons", "lasting", "wrong", "conditions"}
 KEPT = ("config.json", "log.jsonl", "timing.jsonl")
@@ -202,13 +204,12 @@ def conditions(folder: Path, arm: str) -> list[str]:
     return []
 
 
-def write_readme(path: Path) -> None:
-    """Replace what stands between `<!-- grid: FOLDER -->` and `<!-- end -->` by that grid's report."""
-    text = path.read_text(encoding="utf-8")
-    pattern = re.compile(r"(<!-- grid: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
-    new = pattern.sub(lambda m: f"{m[1]}{report(path.parent / m[2])}\n{m[3]}", text)
-    with beside(path) as part:
-        part.write_text(new, encoding="utf-8")
+def up_to_date(text: str, root: Path) -> str:
+    """`text` with its tables anew: between `<!-- grid: FOLDER -->` and `<!-- end -->` stands that grid's report, after
+    `<!-- config: PRESET -->` that preset's settings and how well they are known."""
+    tables = {"grid": lambda name: report(root / name), "config": lambda name: table(load_config(name))}
+    pattern = re.compile(r"(<!-- (grid|config): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+    return pattern.sub(lambda m: f"{m[1]}{tables[m[2]](m[3])}\n{m[4]}", text)
 
 
 def main(arguments: list[str]) -> int:
@@ -219,7 +220,10 @@ def main(arguments: list[str]) -> int:
             case ["report", folder]:
                 print(report(Path(folder)))
             case ["readme"]:
-                write_readme(project_root() / "README.md")
+                readme = project_root() / "README.md"
+                text = up_to_date(readme.read_text(encoding="utf-8"), project_root())
+                with beside(readme) as part:
+                    part.write_text(text, encoding="utf-8")
             case _:
                 print(__doc__)
                 return 2

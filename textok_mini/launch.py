@@ -12,15 +12,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import torch
 from IPython.display import DisplayHandle, Markdown
 
-from textok_mini.training import TrainingError
+from textok_mini.run import TrainingError
 
 
 def start(overrides: Sequence[str], preset: str, folder: Path, threads: int) -> subprocess.Popen:
-    """Start one training into `folder`; what it prints goes to `folder.err`."""
+    """Start one training into `folder`, on all GPUs where there are several; what it prints goes to `folder.err`."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "textok_mini.train", preset, *overrides, f"output_dir={folder}"]
+    gpus = torch.cuda.device_count()
+    many = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(gpus)] if gpus > 1 else []
+    command = [sys.executable, *many, "-m", "textok_mini.train", preset, *overrides, f"output_dir={folder}"]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     with folder.with_name(f"{folder.name}.err").open("w") as said:
         return subprocess.Popen(command, stdout=said, stderr=said, env=environment)

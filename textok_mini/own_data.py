@@ -33,6 +33,7 @@ MOST_WORDS = 1_000
 METADATA = "metadata.jsonl"
 VALIDATION = ("validation", "val", "valid", "dev")  # names of splits that serve for testing where there is no test
 HELD_OUT = ("test", "zero-shot", *VALIDATION)
+HUB_ID = r"[\w.-]+/[\w.-]+"
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
 AS_STORED = datasets.Image(decode=False)  # {"bytes": ..., "path": ...}
@@ -88,8 +89,9 @@ def fit(picture: Image.Image, image_size: int) -> np.ndarray:
     return np.asarray(picture.crop((left, top, left + image_size, top + image_size)))
 
 
-def problem_of(row: Row, image_size: int) -> tuple[str, str] | None:
-    """What is wrong with a row, if anything: its kind, for counting, and its text. Decodes the whole picture."""
+def problem_of(row: Row, smallest: int) -> tuple[str, str] | None:
+    """What is wrong with a row, if anything: its kind, for counting, and its text. Decodes the whole picture, whose
+    shorter side must have `smallest` pixels."""
     if not isinstance(row.caption, str) or not row.caption.strip():
         return "no caption", "no caption; give it a text of at least one word"
     if (words := len(row.caption.split())) > MOST_WORDS:
@@ -104,9 +106,9 @@ def problem_of(row: Row, image_size: int) -> tuple[str, str] | None:
     except Exception as error:  # PIL has a dozen kinds for a broken picture; the row is bad whichever it is
         reason = " ".join(str(error).split()) or type(error).__name__
         return "unreadable picture", f"the picture cannot be read ({reason}); replace it"
-    if shorter < image_size:
-        sizes = f"the picture's shorter side has {shorter} pixels, image_size is {image_size}"
-        return "tiny picture", f"{sizes}; use a larger picture or a smaller image_size"
+    if shorter < smallest:
+        sizes = f"the picture's shorter side has {shorter} pixels, image_size is {smallest}"
+        return "tiny picture", f"{sizes}; use a larger picture, a smaller image_size or data.enlarge=true"
     return None
 
 
@@ -115,13 +117,14 @@ def judge(source: str, key: list, find: Callable[[], tuple], config: DataConfig,
 
     Made once and kept under `key`; `find` gives all rows by split, and what is wrong with their list. Raises DataError
     for the first bad row, unless bad rows are to be skipped."""
-    path = data_dir() / "verified" / f"{digest([CHECKS, *key, image_size, config.skip_bad_rows])}.json"
+    smallest = 1 if config.enlarge else image_size
+    path = data_dir() / "verified" / f"{digest([CHECKS, *key, smallest, config.skip_bad_rows])}.json"
     if path.is_file():
         return json.loads(path.read_text(encoding="utf-8"))
     splits, problems = find()
     rows = [row for split in splits.values() for row in split]
     print(f"checking {len(rows):,} rows of {source}, once ...", flush=True)
-    check, workers = partial(problem_of, image_size=image_size), min(4, os.cpu_count() or 1)
+    check, workers = partial(problem_of, smallest=smallest), min(32, os.cpu_count() or 1)
     # Threads, because decoding lets other threads run. disable=None: a bar on a terminal, none in a log file.
     found = thread_map(check, rows, max_workers=workers, tqdm_class=tqdm, desc="checking", unit=" rows", disable=None)
     bad = {row.where: problem for row, problem in zip(rows, found, strict=True) if problem}
@@ -251,24 +254,36 @@ def load_from_hub(name: str) -> datasets.DatasetDict:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         message = f"data set {name!r} is no folder here and cannot be had from the hub ({reason})"
         hint = "check its name and the network, or set HF_HUB_OFFLINE=1 if it was downloaded before"
+        if "gated" in str(error).lower():
+            hint = f"accept its terms at {constants.ENDPOINT}/datasets/{name}, then `hf auth login`"
         raise DataError(f"{message}; {hint}") from error
 
 
-def check_hub(config: DataConfig, split: str, image_size: int) -> dict:
-    """The good rows of one split of a hub data set, by the column names of `config`. Raises DataError."""
+def hub_pictures(table: datasets.Dataset, config: DataConfig) -> datasets.Dataset:
+    """The column of pictures alone, called `image`, undecoded. Raises DataError if there is none."""
+    source, image = config.source, config.image_column
+    if image not in table.column_names:
+        there = ", ".join(table.column_names)
+        raise DataError(f"{source} has no column {image!r}: set data.image_column to one of {there}")
+    if not isinstance(table.features[image], datasets.Image):
+        raise DataError(f"{source}: column {image!r} holds no pictures but {table.features[image]}")
+    return table.select_columns([image]).rename_columns({image: "image"}).cast_column("image", AS_STORED)
+
+
+def check_hub(config: DataConfig, split: str, image_size: int, captions: Mapping[str, str] | None = None) -> dict:
+    """The good rows of one split of a hub data set, by the column names of `config`; with `captions` by SPLIT/ROW in
+    place of its own. Raises DataError."""
     source, image, text, label = config.source, config.image_column, config.caption_column, config.label_column
     tables = load_from_hub(source)
     undivided = set(tables) == {"train"}
     held_out = ["train"] if undivided else [name for name in ("test", *VALIDATION) if name in tables]
     known_split(split, [*tables, *(["test"] if held_out else [])], source)
     table = tables[home := held_out[0] if split == "test" else split]
-    for key, column in (("image_column", image), ("caption_column", text)):
-        if column not in table.column_names:
-            there = ", ".join(table.column_names)
-            raise DataError(f"{source} has no column {column!r}: set data.{key} to one of {there}")
-    if not isinstance(table.features[image], datasets.Image):
-        raise DataError(f"{source}: column {image!r} holds no pictures but {table.features[image]}")
-    pictures = table.select_columns([image]).rename_columns({image: "image"}).cast_column("image", AS_STORED)
+    pictures = hub_pictures(table, config)
+    if captions is None and text not in table.column_names:
+        there = ", ".join(table.column_names)
+        raise DataError(f"{source} has no column {text!r}: set data.caption_column to one of {there}, or captions_from")
+    told = table[text] if captions is None else [captions.get(f"{home}/{i}") for i in range(len(table))]
     names = getattr(table.features.get(label), "names", None)  # of a ClassLabel, whose values are numbers
 
     def find() -> tuple[dict[str, list[Row]], list[tuple[str, str]]]:
@@ -277,11 +292,11 @@ def check_hub(config: DataConfig, split: str, image_size: int) -> dict:
             labels = [None if number in (None, -1) else names[number] for number in labels]
         rows = [
             Row(f"{source} {home} row {i}", str(i), caption, value, lambda i=i: decode(pictures[i]["image"]))
-            for i, (caption, value) in enumerate(zip(table[text], labels, strict=True))
+            for i, (caption, value) in enumerate(zip(told, labels, strict=True))
         ]
         return {name: [] for name in tables} | {home: rows}, []
 
-    key = [source, home, table._fingerprint, image, text, label]  # whatever changes the rows
+    key = [source, home, table._fingerprint, image, text, label, captions and digest(captions)]  # all that rows follow
     verdict = judge(f"{source} {home}", key, find, config, image_size)
     names = names or names_of(v for t in tables.values() if label in t.column_names for v in t.unique(label))
     columns = columns_of(verdict, split, names, source)

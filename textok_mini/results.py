@@ -17,15 +17,16 @@ import pandas as pd
 import torch
 
 from textok_mini.comparison import differences, evaluate, load_run, reconstruct, set_distances
-from textok_mini.config import Config, TexTokConfig, to_dict
+from textok_mini.config import Config, TexTokConfig
 from textok_mini.data import CaptionedImages, load_data
 from textok_mini.evaluation import Interval, bootstrap_mean, metrics_of_all
 from textok_mini.launch import read_log
 from textok_mini.paths import beside
+from textok_mini.recipe import text_encoder, to_float
 from textok_mini.scenes import CHANGES
+from textok_mini.settings import to_dict
 from textok_mini.text import FrozenTextEncoder, TextTokens
 from textok_mini.tokenizer import TexTok
-from textok_mini.training import text_encoder, to_float
 
 METRICS = {"psnr": "PSNR, dB", "ssim": "SSIM", "lpips": "LPIPS-VGG (lower is better)"}
 

@@ -22,9 +22,10 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModel, AutoTokenizer, T5EncoderModel, logging
 
-from textok_mini.hub import from_hub
+from textok_mini.hub import from_hub, revision
 from textok_mini.paths import beside, data_dir
 
+BUCKET = 32  # captions that are read together
 logging.disable_progress_bar()  # weights load in a second here; the bar only clutters logs and notebooks
 
 
@@ -36,6 +37,9 @@ class TextTokens(NamedTuple):
 
     def to(self, device: torch.device | str) -> "TextTokens":
         return TextTokens(self.embeddings.to(device), self.mask.to(device))
+
+    def chunk(self, pieces: int) -> list["TextTokens"]:
+        return [TextTokens(*part) for part in zip(self.embeddings.chunk(pieces), self.mask.chunk(pieces), strict=True)]
 
     def pad_to(self, tokens: int) -> "TextTokens":
         """The same tokens in `tokens` slots; the new ones are masked out."""
@@ -70,26 +74,41 @@ class FrozenTextEncoder:
         self.tokenizer = from_hub(AutoTokenizer, path, "text encoder")
         self.model = from_hub(family, path, "text encoder", dtype=dtype).to(self.device).eval().requires_grad_(False)
         self.width: int = self.model.config.hidden_size
+        self.revision = revision(path)
 
     @torch.no_grad()
     def __call__(self, captions: Sequence[str]) -> TextTokens:
-        """Embeddings in float32, padded on the right to the longest caption of these."""
-        batch = self.tokenizer(list(captions), truncation=True, max_length=self.max_tokens)
-        self.cut += sum(bool(encoding.overflowing) for encoding in batch.encodings)
-        # Padded here and on the right whatever the tokenizer's habit: positions then start at 0 for all.
-        rows = [torch.tensor(ids) for ids in batch["input_ids"]]
-        ids = pad_sequence(rows, True, padding_value=self.tokenizer.pad_token_id or 0)
-        lengths = torch.tensor([len(row) for row in rows])
-        mask = torch.arange(ids.shape[1]) < lengths[:, None]
-        ids, mask = ids.to(self.device), mask.to(self.device)
-        hidden = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-        # A padded slot still holds numbers; zero them so that nothing can depend on them.
-        return TextTokens(hidden.float() * mask[:, :, None], mask)
+        """Embeddings in float32, padded on the right, with zeros, to the longest caption of these.
+
+        Each distinct caption is read once, beside others of its length, so that little padding is read."""
+        distinct = list(dict.fromkeys(captions))
+        batch = self.tokenizer(distinct, truncation=True, max_length=self.max_tokens)
+        over = {caption for caption, encoding in zip(distinct, batch.encodings, strict=True) if encoding.overflowing}
+        self.cut += sum(caption in over for caption in captions)
+        ids, found = [torch.tensor(row, device=self.device) for row in batch["input_ids"]], {}
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        for bucket in (order[i : i + BUCKET] for i in range(0, len(order), BUCKET)):
+            # Padded here and on the right whatever the tokenizer's habit: positions then start at 0 for all.
+            padded = pad_sequence([ids[i] for i in bucket], True, padding_value=self.tokenizer.pad_token_id or 0)
+            real = real_slots([len(ids[i]) for i in bucket]).to(self.device)
+            hidden = self.model(input_ids=padded, attention_mask=real.long()).last_hidden_state.float()
+            found |= {distinct[i]: row[: len(ids[i])] for i, row in zip(bucket, hidden, strict=True)}
+        return padded_tokens([found[caption] for caption in captions])
 
     def words(self, caption: str) -> list[str]:
         """The caption's tokens as strings, for looking at."""
         ids = self.tokenizer(caption, truncation=True, max_length=self.max_tokens)["input_ids"]
         return self.tokenizer.convert_ids_to_tokens(ids)
+
+
+def real_slots(lengths: Sequence[int]) -> Tensor:
+    """The mask (B, T) of B captions padded on the right to the longest, T."""
+    return torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+
+
+def padded_tokens(rows: Sequence[Tensor]) -> TextTokens:
+    embeddings = pad_sequence(list(rows), batch_first=True).float()
+    return TextTokens(embeddings, real_slots([len(row) for row in rows]).to(embeddings.device))
 
 
 def encoder_path(name: str) -> str:
@@ -114,8 +133,8 @@ class CachedText:
     def __init__(self, encoder: FrozenTextEncoder, captions: Sequence[str], folder: Path | None = None):
         self.encoder, self.width = encoder, encoder.width
         distinct = sorted(set(captions))
-        key = "\0".join([encoder.name, str(encoder.max_tokens), str(encoder.model.dtype), *distinct])
-        name = hashlib.sha256(f"2\0{key}".encode()).hexdigest()[:24] + ".safetensors"  # 2: the file's form
+        key = "\0".join([encoder.revision, str(encoder.max_tokens), str(encoder.model.dtype), *distinct])
+        name = hashlib.sha256(f"3\0{key}".encode()).hexdigest()[:24] + ".safetensors"  # 3: the file's form
         path = (folder or data_dir() / "text") / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):  # a second process waits instead of working too
@@ -131,10 +150,7 @@ class CachedText:
             rows = {c: e[m].bfloat16() for c, e, m in zip(missing, fresh.embeddings, fresh.mask, strict=True)}
         else:
             rows = {}
-        tokens = [rows[c] if c in rows else self.tokens[self.spans[c]] for c in captions]
-        lengths = torch.tensor([len(t) for t in tokens])
-        embeddings = pad_sequence(tokens, batch_first=True).float()
-        return TextTokens(embeddings, torch.arange(embeddings.shape[1]) < lengths[:, None])
+        return padded_tokens([rows[c] if c in rows else self.tokens[self.spans[c]] for c in captions])
 
 
 def fill_cache(encoder: FrozenTextEncoder, captions: list[str], path: Path, batch_size: int = 64) -> None:

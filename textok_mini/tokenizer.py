@@ -39,7 +39,7 @@ class TexTok(nn.Module, PyTorchModelHubMixin, library_name="textok_mini", licens
         self.latent_tokens = position_table(c.num_latent_tokens, c.width, deviation=0.02)
         self.encoder_latent_positions = position_table(c.num_latent_tokens, c.width, deviation=0.02)
         self.encoder = Transformer(layers=c.encoder_layers, **shape)
-        self.latent_out = nn.Linear(c.width, c.latent_dim)
+        self.latent_out = nn.Linear(c.width, c.latent_dim * (2 if c.latent == "kl" else 1))
 
         self.latent_in = nn.Linear(c.latent_dim, c.width)
         self.patch_tokens = position_table(c.num_patches, c.width)
@@ -62,21 +62,27 @@ class TexTok(nn.Module, PyTorchModelHubMixin, library_name="textok_mini", licens
                 parameter.requires_grad_(not name.startswith(("patch_in", "encoder", "latent_")))
 
     def encode(self, images: Tensor, text: TextTokens | None = None) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] to latent tokens (B, N, d); each of unit RMS where `latent` is `noisy`.
+        """(B, 3, H, W) in [-1, 1] to latent tokens (B, N, d); each of unit RMS where `latent` is `noisy`, the mean of
+        the posterior where it is `kl`. Raises ValueError for a wrong size, or text missing where it is read."""
+        return self.posterior(images, text)[0]
 
-        Raises ValueError for a wrong size, or text missing where the tokenizer reads it."""
+    def posterior(self, images: Tensor, text: TextTokens | None = None) -> tuple[Tensor, Tensor | None]:
+        """`encode`'s latent tokens, and where `latent` is `kl` the logarithm of their variance, of the same shape."""
         c = self.config
         if images.shape[1:] != (3, c.image_size, c.image_size):
             raise ValueError(f"images must be (B, 3, {c.image_size}, {c.image_size}), not {(*images.shape,)}")
         if c.num_latent_tokens == 0:  # words only: there is nothing to encode
-            return images.new_zeros(len(images), 0, c.latent_dim)
+            return images.new_zeros(len(images), 0, c.latent_dim), None
         patches = self.patch_in(patchify(images, c.patch_size)) + self.encoder_patch_positions
         latents = self.latent_tokens + self.encoder_latent_positions
         latents = repeat(latents, "n width -> b n width", b=len(images))
         x, mask = self.with_text(torch.cat([latents, patches], dim=1), text, "encoder")
         z = self.latent_out(self.encoder(x, mask, keep=c.num_latent_tokens))
+        if c.latent == "kl":
+            mean, log_variance = z.chunk(2, dim=-1)
+            return mean, log_variance.clamp(-30, 20)  # latent diffusion's bounds
         # A fixed power, or the tokenizer would outshout the noise and the rate would be unlimited again.
-        return F.rms_norm(z, (c.latent_dim,)) if c.latent == "noisy" else z
+        return (F.rms_norm(z, (c.latent_dim,)) if c.latent == "noisy" else z), None
 
     def decode(self, latents: Tensor, text: TextTokens | None = None) -> Tensor:
         """Latent tokens (B, N, d) to images (B, 3, H, W), about [-1, 1] but not clipped.
@@ -91,13 +97,22 @@ class TexTok(nn.Module, PyTorchModelHubMixin, library_name="textok_mini", licens
         x, mask = self.with_text(torch.cat([patches, z], dim=1), text, "decoder")
         return unpatchify(self.patch_out(self.decoder(x, mask, keep=c.num_patches)), c.patch_size)
 
-    def forward(self, images: Tensor, text: TextTokens | None = None, noise: Tensor | None = None) -> Tensor:
-        """The reconstruction (B, 3, H, W). `noise` (B, N, d), standard normal, is for training a `noisy` latent:
-        it is passed in, so that the model itself draws nothing and a resumed run repeats exactly."""
-        latents = self.encode(images, text)
-        if noise is not None and self.config.latent == "noisy":
-            latents = latents + self.config.latent_noise * noise
-        return self.decode(latents, text)
+    def forward(
+        self, images: Tensor, text: TextTokens | None = None, noise: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The reconstruction (B, 3, H, W), and the latents' KL divergence from the standard normal, a sum over a
+        picture's latents and a mean over pictures (0 unless `latent` is `kl`).
+
+        `noise` (B, N, d), standard normal, is for training a `noisy` or `kl` latent: it is passed in, so that the model
+        itself draws nothing and a resumed run repeats exactly."""
+        z, log_variance = self.posterior(images, text)
+        kl, deviation = z.new_zeros(()), self.config.latent_noise if self.config.latent == "noisy" else 0.0
+        if log_variance is not None:
+            deviation = (log_variance / 2).exp()
+            kl = 0.5 * (z.square() + log_variance.exp() - 1 - log_variance).float().sum((1, 2)).mean()
+        if noise is not None:
+            z = z + deviation * noise
+        return self.decode(z, text), kl
 
     def with_text(self, x: Tensor, text: TextTokens | None, half: str) -> tuple[Tensor, Tensor | None]:
         """Append the projected text tokens, if this half (`encoder`, `decoder`) reads any, and the key mask."""

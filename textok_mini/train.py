@@ -11,8 +11,9 @@ The same command again goes on where a killed run stopped; a finished run is lef
 import sys
 from pathlib import Path
 
-from textok_mini.config import ConfigError, load_config
+from textok_mini.config import ConfigError
 from textok_mini.paths import project_root
+from textok_mini.settings import load_config
 
 
 def main(arguments: list[str]) -> int:
@@ -26,7 +27,8 @@ def main(arguments: list[str]) -> int:
     try:
         config = load_config(name, [o for o in overrides if not o.startswith("output_dir=")])
         from textok_mini.data import DataError
-        from textok_mini.training import TrainingError, train
+        from textok_mini.run import TrainingError
+        from textok_mini.training import train
     except ConfigError as error:
         return complain(error)
     try:

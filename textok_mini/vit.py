@@ -9,6 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 
 class Attention(nn.Module):
@@ -73,13 +74,15 @@ class Transformer(nn.Module):
         if width % heads:
             raise ValueError(f"heads={heads} must divide width={width}")
         self.blocks = nn.ModuleList(Block(width=width, heads=heads, mlp_ratio=mlp_ratio) for _ in range(layers))
-        self.norm = nn.LayerNorm(width)
+        self.norm, self.checkpointing = nn.LayerNorm(width), False
         for block in self.blocks:
             block.initialise(residual_scale=(2 * layers) ** -0.5)  # GPT-2's: the stack starts near the identity
 
     def forward(self, x: Tensor, mask: Tensor | None = None, keep: int | None = None) -> Tensor:
         for block in self.blocks[:-1]:
-            x = block(x, mask)
+            # Checkpointing keeps only what goes into a block and computes the rest anew in the backward pass.
+            again = self.checkpointing and self.training
+            x = checkpoint(block, x, mask, use_reentrant=False) if again else block(x, mask)
         return self.norm(self.blocks[-1](x, mask, keep))
 
 

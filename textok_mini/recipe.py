@@ -1,0 +1,116 @@
+"""The paper's recipe: what a step of a tokenizer's training is. The loop around it is `training.train`.
+
+recipe = TokenizerRecipe(config, accelerator)
+for piece in recipe.pieces(batch, step):                 # a batch, cut where memory is short
+    loss, parts = recipe.loss(recipe.model, piece, step) # l2, LPIPS, KL, and what the discriminator says
+parts |= recipe.after(step, rate)                        # the discriminator's own step
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from textok_mini.config import Config
+from textok_mini.data import load_data, mirrored
+from textok_mini.figures import save_image_grid
+from textok_mini.gan import GAN
+from textok_mini.losses import perceptual_loss, tokenizer_loss
+from textok_mini.run import TrainingError
+from textok_mini.schedule import generator_of, step_noise
+from textok_mini.text import CachedText, FrozenTextEncoder
+from textok_mini.tokenizer import TexTok
+
+
+class TokenizerRecipe:
+    """`rows` to train on, the `model`, and by name in `parts` whatever else has a state."""
+
+    def __init__(self, config: Config, accelerator: Accelerator):
+        self.config, self.t, self.accelerator, c = config, config.training, accelerator, config.tokenizer
+        with accelerator.main_process_first():  # one process prepares data and text, the others find them
+            self.rows = load_data(config.data, "train", c.image_size)
+            self.text = text_encoder(config, self.rows.captions, accelerator.device)
+        torch.manual_seed(self.t.seed)
+        self.model = TexTok(c).to(accelerator.device)
+        self.model.encoder.checkpointing = self.model.decoder.checkpointing = self.t.recompute
+        self.perceptual, self.weights = perceptual_loss(self.t.perceptual), {"l2": self.t.l2_weight}
+        self.weights |= {self.perceptual.name: self.t.perceptual_weight} if self.perceptual else {}
+        self.weights |= {"kl": self.t.kl_weight} if c.latent == "kl" else {}
+        self.gan = GAN(config, accelerator) if self.t.adversarial_weight else None
+        self.parts: dict[str, Any] = {"gan": self.gan} if self.gan else {}
+        self.drawn: list[tuple[Tensor, Tensor]] = []  # this step's originals and reconstructions, for the discriminator
+        self.cut = 0.0
+        if self.t.sample_every and accelerator.is_main_process:
+            rows = load_data(config.data, "test", c.image_size).first(8)
+            images = to_float(rows.images(list(range(len(rows)))).to(accelerator.device))
+            self.samples = images, self.text(rows.captions).to(images.device) if self.text else None
+
+    def pieces(self, batch: dict, step: int) -> list[tuple]:
+        """This process's part of a batch as `accumulate` tuples of images, text tokens and noise."""
+        device, count = self.accelerator.device, self.t.accumulate
+        mine = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
+        images = to_float(batch["image"].to(device))
+        if self.config.data.mirror:
+            lots = torch.rand(self.t.batch_size, generator=generator_of(self.t, step, 1))
+            images = mirrored(images, batch["caption"], lots[mine])
+        before = getattr(self.text, "cut", 0)
+        tokens = self.text(batch["caption"]).to(device) if self.text else None
+        self.cut, self.drawn = (getattr(self.text, "cut", 0) - before) / len(images), []
+        noise = step_noise(self.config, step)[mine].to(device)
+        words = tokens.chunk(count) if tokens else [None] * count
+        return list(zip(images.chunk(count), words, noise.chunk(count), strict=True))
+
+    def loss(self, stepped: nn.Module, piece: tuple, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the tokenizer is charged for a piece, and the unweighted parts by name."""
+        images, tokens, noise = piece
+        with self.accelerator.autocast():
+            reconstruction, kl = stepped(images, tokens, noise)
+        loss, parts = tokenizer_loss(reconstruction, images, self.weights, self.perceptual, kl)
+        if self.gan:
+            self.drawn.append((images, reconstruction.detach()))
+            charged, heard = self.gan.charge(reconstruction, step)
+            loss, parts = loss + charged, parts | heard
+        return loss, parts
+
+    def after(self, step: int, rate: float) -> dict[str, Tensor]:
+        """The discriminator's step, after the tokenizer's; its losses, and the share of captions that were cut."""
+        parts = {}
+        if isinstance(self.text, FrozenTextEncoder):
+            parts["captions_cut"] = torch.tensor(self.cut, device=self.accelerator.device)
+        if self.gan:
+            images, reconstructions = map(torch.cat, zip(*self.drawn, strict=True))
+            parts |= self.gan.learn(images, reconstructions, step, rate)
+        return parts
+
+    @torch.no_grad()
+    def draw(self, model: TexTok, path: Path) -> None:
+        """Originals over reconstructions of the first test rows, the same ones every time."""
+        images, text = self.samples
+        path.parent.mkdir(exist_ok=True)
+        save_image_grid([images, model(images, text)[0]], path)
+
+
+def text_encoder(config: Config, captions: list[str], device: torch.device) -> Any:
+    """The captions' way to text tokens, or None for a config that reads no text."""
+    c = config.tokenizer
+    if c.text_in == "none":
+        return None
+    encoder = FrozenTextEncoder(config.text.encoder, c.max_text_tokens, getattr(torch, config.text.dtype), device)
+    if encoder.width != c.text_dim:
+        raise TrainingError(
+            f"tokenizer.text_dim={c.text_dim}, but {config.text.encoder} gives {encoder.width}: "
+            f"set tokenizer.text_dim={encoder.width}"
+        )
+    if not config.text.cache:
+        return encoder
+    cached = CachedText(encoder, captions)
+    if cached.cut:
+        print(f"{cached.cut:,} of {len(cached.spans):,} captions were cut at {c.max_text_tokens} tokens", flush=True)
+    return cached
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 pixels to [-1, 1]."""
+    return images.float() / 127.5 - 1
