@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.textok-mini-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lab tables clean
+.PHONY: help setup quickstart test lab reproduce tables clean
 
 help: ## list these commands
 	@echo "textok_mini: the commands, and what they take on two cores"
@@ -40,6 +40,12 @@ test: setup ## format, lint, tests, notebooks: a few minutes
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/python -m pytest
+
+PRESET ?= laptop
+
+reproduce: setup ## every notebook into runs/PRESET, and a page of what came out; PRESET=smoke: minutes
+	@echo "reproduce: notebooks/ with PRESET=$(PRESET) into runs/$(PRESET)/; smoke takes minutes, laptop an hour"
+	@$(BIN)/python -m textok_mini.reproduce $(PRESET)
 
 lab: setup ## JupyterLab on the notebooks, until you press Ctrl-C
 	@echo "lab: JupyterLab opens in the browser; Ctrl-C ends it"

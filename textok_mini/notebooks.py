@@ -20,9 +20,10 @@ import yaml
 from nbconvert import HTMLExporter
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
-from textok_mini.config import ConfigError, nearest
+from textok_mini.config import ConfigError
 from textok_mini.own_data import digest
 from textok_mini.paths import project_root
+from textok_mini.settings import nearest
 
 
 def run_notebook(name: str, output_dir: Path, parameters: dict) -> Path:
@@ -92,7 +93,8 @@ def main(arguments: list[str]) -> int:
         if not file.is_file():
             presets = sorted(p.stem for p in file.parent.glob("*.yaml"))
             raise ConfigError(f"no preset {preset!r}{nearest(preset, presets)}; there are: {', '.join(presets)}")
-        parameters = yaml.safe_load(file.read_text()) | {k: yaml.safe_load(v) for k, v in given.items()}
+        typed = {key: yaml.safe_load(value) for key, value in given.items() if key != "preset"}
+        parameters = yaml.safe_load(file.read_text()) | typed  # imagenet256.yaml's preset is imagenet256-32
         begun = time.perf_counter()
         executed = run_notebook(name, output_dir, parameters | {"output_dir": str(output_dir)})
     except (ConfigError, yaml.YAMLError) as error:
