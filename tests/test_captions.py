@@ -597,7 +597,7 @@ def test_other_weights_of_the_same_name_are_refused(small, tmp_path, monkeypatch
         (["store=s", "training.steps=5"], "unknown setting training"),
         (["store=s", "model=small", "data=nowhere"], "nowhere holds no pictures"),
         (["store=s", "model=small", "data=openmoji-scenes", "split=tset"], "no split 'tset'"),
-        (["store=s", "model=nobody/nothing"], "captioner 'nobody/nothing' is not on this disk"),
+        (["store=s", "model=nobody/nothing", "data.scenes=8"], "captioner 'nobody/nothing' is not on this disk"),
         (["store=s", "model=./nothing"], "there is no such folder"),
     ],
 )

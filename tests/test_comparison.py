@@ -130,7 +130,7 @@ def test_runs_share_the_cores_and_their_logs_are_drawn(tmp_path, monkeypatch):
     assert drawn[-1] == {"one": [{"step": 7}], "two": [{"step": 7}]}
 
 
-def test_where_there_are_several_gpus_a_run_takes_all(tmp_path, monkeypatch):
+def test_where_there_are_several_gpus_a_run_takes_all(small_home, tmp_path, monkeypatch):
     """Told of two GPUs that are not there, it trains as two processes on the CPU."""
     monkeypatch.setattr(launch.torch.cuda, "device_count", lambda: 2)
     overrides = ["training.steps=2", "training.sample_every=0", "training.batch_size=3"]  # which two cannot share

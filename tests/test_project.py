@@ -136,10 +136,10 @@ def test_the_citation_names_this_version_and_the_paper():
 
 
 def test_the_library_stays_small():
-    """3,500 lines for tokenizer, data, training and comparisons, and what captioning adds to them."""
+    """4,100 lines for tokenizer, data, training and comparisons, and what captioning adds to them."""
     lines = {file.name: len(file.read_text().splitlines()) for file in LIBRARY}
     captions = {"captions.py", "captioner.py", "caption_store.py", "audit.py"}
-    assert sum(count for name, count in lines.items() if name not in captions) <= 3500
+    assert sum(count for name, count in lines.items() if name not in captions) <= 4100
     assert sum(lines[name] for name in captions) <= 620 and max(lines.values()) <= 380, lines
 
 
