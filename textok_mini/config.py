@@ -77,7 +77,9 @@ class TextConfig:
         "google/t5-v1_1-xxl",
     )
     dtype: Literal["bfloat16", "float32"] = kit("bfloat16", "T5 overflows in fp16 (transformers#4287)")
-    cache: bool = kit(False, "encode every caption once, into data/text/, rather than at every step")
+    cache: bool = kit(
+        False, "encode every caption once, into data/text/, rather than at every step; has to fit into memory"
+    )
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,7 @@ class TrainingConfig:
     )
     perceptual_weight: float = known(0.1, "second-hand", "Tatiana21/TexTok, and MAGVIT's vqgan2d")
     kl_weight: float = known(1e-6, "assumed", "latent diffusion; where the latent is `kl`")
+    discriminator_rate: float = known(1.0, "assumed", "MAGVIT: as the tokenizer's; times that learning rate")
     adversarial_weight: float = known(0.1, "second-hand", "Tatiana21/TexTok, and MAGVIT; 0 is no GAN")
     adversarial_start: int = known(80_000, "second-hand", "the step from which the tokenizer hears the discriminator")
     adversarial_warmup: int = kit(5_000, "steps before it in which the discriminator learns, and after it of a ramp")
@@ -180,6 +183,7 @@ class TrainingConfig:
         at_least(0, self, "training", "adversarial_weight adversarial_start adversarial_warmup r1_weight lecam_weight")
         at_least(0, self, "training", "warmup_steps sample_every snapshot_every workers gradient_clip weight_decay")
         at_least(0, self, "training", "seed final_learning_rate l2_weight perceptual_weight kl_weight")
+        at_least(0, self, "training", "discriminator_rate")
         perceptual = self.perceptual_weight if self.perceptual != "none" else 0
         require(self.l2_weight + perceptual > 0, "training.l2_weight", "above 0 where there is no perceptual loss")
         require(self.learning_rate > 0, "training.learning_rate", "above 0")

@@ -65,7 +65,7 @@ def show_images(
 
 
 def give(figure: Figure, credit: str) -> None:
-    figure.text(0.995, 0, credit, ha="right", va="top", fontsize=6, color="#666666", parse_math=False)
+    figure.text(0.995, -0.03, credit, ha="right", va="top", fontsize=6, color="#666666", parse_math=False)
 
 
 def compare_images(

@@ -21,9 +21,9 @@ from textok_mini.losses import LeCAM, adversarial, discriminator_loss, r1
 
 
 class GAN:
-    """Discriminator, its optimiser (the tokenizer's own kind and rate) and LeCAM's means; all of its state is
-    `state_dict()`. Processes keep equal discriminators by averaging gradients, not by DDP, which second derivatives
-    and several passes a step would confuse."""
+    """Discriminator, its optimiser (MAGVIT's Adam(0, 0.99) whatever the tokenizer's: with momentum the two chase one
+    another) and LeCAM's means; all of its state is `state_dict()`. Processes keep equal discriminators by averaging
+    gradients, not by DDP, which second derivatives and several passes a step would confuse."""
 
     def __init__(self, config: Config, accelerator: Accelerator):
         self.t, self.accelerator, self.lecam = config.training, accelerator, LeCAM()
@@ -31,14 +31,7 @@ class GAN:
         with torch.random.fork_rng(devices=[]):  # whether there is a GAN changes no weight of the tokenizer
             torch.manual_seed(self.t.seed)
             self.discriminator = Discriminator(config.discriminator).to(accelerator.device)
-        t = self.t
-        self.optimizer = torch.optim.AdamW(
-            self.discriminator.parameters(),
-            t.learning_rate,
-            (t.beta1, t.beta2),
-            weight_decay=t.weight_decay,
-            fused=True,
-        )
+        self.optimizer = torch.optim.Adam(self.discriminator.parameters(), betas=(0.0, 0.99), fused=True)
 
     def weight(self, step: int) -> float:
         """The adversarial loss's weight at a step: 0 up to the start, then a ramp."""
@@ -55,7 +48,7 @@ class GAN:
         return weight * part, {"adversarial": part.detach()}
 
     def learn(self, images: Tensor, reconstruction: Tensor, step: int, rate: float) -> dict[str, Tensor]:
-        """One step of the discriminator at learning rate `rate`; returns its losses by name, unweighted."""
+        """One step of the discriminator, the tokenizer's rate being `rate`; returns its losses by name, unweighted."""
         t, steps = self.t, step - (self.t.adversarial_start - self.t.adversarial_warmup)
         if steps <= 0:
             return {}
@@ -78,7 +71,7 @@ class GAN:
         norm = torch.nn.utils.clip_grad_norm_(self.discriminator.parameters(), t.gradient_clip or math.inf)
         if torch.isfinite(norm):  # one bad batch of the discriminator's is left out; the tokenizer's stops the run
             for group in self.optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * t.discriminator_rate
             self.optimizer.step()
         parts |= {"r1": self.r1, "real_logit": real.mean(), "fake_logit": fake.mean()}
         return {name: part.detach().clone() for name, part in parts.items()}
