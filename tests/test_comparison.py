@@ -117,7 +117,7 @@ def test_following_a_run_that_fails_ends_the_others_and_says_why(tmp_path):
 def test_runs_share_the_cores_and_their_logs_are_drawn(tmp_path, monkeypatch):
     class Ended:
         returncode = 0
-        poll = terminate = wait = lambda self: 0
+        poll = terminate = wait = lambda self, timeout=None: 0
 
     started, drawn = [], []
     monkeypatch.setattr(launch, "start", lambda *given: started.append(given) or Ended())

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -48,7 +49,8 @@ def follow(
         for name, overrides in commands.items():
             running[name] = start(overrides, preset, folders[name], threads)
         while running:
-            time.sleep(every)
+            with suppress(subprocess.TimeoutExpired):  # until the next look, or the end of a run
+                next(iter(running.values())).wait(every)
             logs = {name: log for name in commands if (log := read_log(folders[name]))}
             steps = ", ".join(f"{name} step {log[-1]['step']}" for name, log in logs.items())
             line.update(Markdown(f"{time.perf_counter() - begun:.0f} s: {steps}"))
