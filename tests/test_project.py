@@ -140,7 +140,7 @@ def test_the_library_stays_small():
     lines = {file.name: len(file.read_text().splitlines()) for file in LIBRARY}
     captions = {"captions.py", "captioner.py", "caption_store.py", "audit.py"}
     assert sum(count for name, count in lines.items() if name not in captions) <= 4100
-    assert sum(lines[name] for name in captions) <= 620 and max(lines.values()) <= 380, lines
+    assert sum(lines[name] for name in captions) <= 640 and max(lines.values()) <= 380, lines
 
 
 def test_nothing_loads_a_file_that_can_run_code():
