@@ -1,4 +1,4 @@
-"""Latents, a generator's training on them and its pictures: against the tokenizer itself, and by killing and sharing."""
+"""Latents, a generator's training on them and its pictures: against the tokenizer itself, by kills and by shares."""
 
 import json
 import shutil
@@ -124,7 +124,9 @@ def contents(folder):
     return [(folder / name).read_bytes() for name in ("model.safetensors", "log.jsonl")]
 
 
-@pytest.mark.parametrize("settings", [("generator.process=diffusion",), ("dit.condition=text", "generator.process=flow")])
+@pytest.mark.parametrize(
+    "settings", [("generator.process=diffusion",), ("dit.condition=text", "generator.process=flow")]
+)
 def test_a_killed_generator_ends_as_if_it_never_was(home, tmp_path, monkeypatch, settings):
     train_dit(tmp_path / "whole", *settings)
     calls, told = iter(range(100)), generator.GeneratorRecipe.told
