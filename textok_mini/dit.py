@@ -19,7 +19,7 @@ from textok_mini.text import TextTokens
 from textok_mini.vit import Attention
 
 FREQUENCIES = 256
-FORM = "sequence"
+FORM = __import__("os").environ.get("FORM", "sequence")
 
 
 class DiT(nn.Module):
@@ -56,6 +56,9 @@ class DiT(nn.Module):
             nn.init.normal_(self.classes.weight, std=0.02)
         for linear in (self.modulation[1], self.token_out, *(block.modulation[1] for block in self.blocks)):
             nn.init.zeros_(linear.weight)
+        for block in self.blocks:
+            if hasattr(block, "o"):
+                nn.init.zeros_(block.o.weight)
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | TextTokens) -> Tensor:
         """x (B, N, d), t (B,), and labels (B,) or text tokens, to (B, N, 2 d)."""
