@@ -47,7 +47,7 @@ class Settings:
     latents: str = ""  # the folder to fill
     data: DataConfig = field(default_factory=DataConfig)  # left out, the tokenizer's own
     split: str = "train"
-    captions: int = 50  # of each class, held out: what a generator's pictures of it are decoded with; 0 is none
+    captions: int = 30  # of each class, held out: what a generator's pictures of it are decoded with; 0 is none
     batch_size: int = 64
     shard: str = "0/1"
 
@@ -124,6 +124,10 @@ def encode(c: Settings) -> None:
     meta = {"tokenizer": c.tokenizer, "revision": revision(str(run)), "split": c.split, "rows": len(wanted)}
     meta |= {"data": to_dict(data), "label_names": rows.label_names}
     claim(folder, meta)
+    if c.captions:
+        lists = class_captions(load_data(data, "test", config.tokenizer.image_size), rows, c.captions, seed=0)
+        with beside(folder / "captions.json") as part:
+            part.write_text(json.dumps(lists, indent=1), encoding="utf-8")
     (first, of), files = map(int, c.shard.split("/")), math.ceil(len(wanted) / ROWS_A_FILE)
     paths = [folder / f"latents-{number:05d}.npy" for number in range(files)]
     for path, start in list(zip(paths, range(0, len(wanted), ROWS_A_FILE), strict=True))[first::of]:
@@ -142,10 +146,6 @@ def encode(c: Settings) -> None:
     if all(path.exists() for path in paths):
         table = {"id": [rows.ids[row] for row, _ in wanted], "caption": [rows.captions[row] for row, _ in wanted]}
         table["label"] = [int(rows.labels[row]) for row, _ in wanted]
-        if c.captions:
-            lists = class_captions(load_data(data, "test", config.tokenizer.image_size), rows, c.captions, seed=0)
-            with beside(folder / "captions.json") as part:
-                part.write_text(json.dumps(lists, indent=1), encoding="utf-8")
         meta["present"] = sorted({*table["label"]} - {-1})
         finish(folder, meta, paths, table | {"mirrored": [mirror for _, mirror in wanted]})
 
