@@ -1,6 +1,6 @@
 """Does a generated scene show what was asked? A small classifier of real scenes judges, and no network is needed.
 
-    reader = AttributeReader.learn(load_data(config.data, "train", 32))
+    reader = AttributeReader.of(config.data, 32)
     reader.score(images, labels, captions)     # {"class": (N,) of 0 and 1, "object": ..., ...}
 
 Always beside its score on real pictures, and on pictures that the caption alone brings about: words give the background
@@ -12,14 +12,19 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import trange
 
 from textok_mini.audit import read_caption
-from textok_mini.data import CaptionedImages
+from textok_mini.config import DataConfig
+from textok_mini.data import CaptionedImages, load_data
+from textok_mini.own_data import digest
+from textok_mini.paths import beside, data_dir
 from textok_mini.recipe import to_float
 from textok_mini.scenes import BACKGROUNDS, CELLS
+from textok_mini.settings import to_dict
 
 ATTRIBUTES = ("class", "object", "place", "background")
 
@@ -30,6 +35,10 @@ def attributes(labels: Sequence[int], captions: Sequence[str]) -> dict[str, list
     first = [objects[0] if objects else (None, None) for objects, _ in said]
     names, places = [name for name, _ in first], [place for _, place in first]
     return dict(zip(ATTRIBUTES, (list(labels), names, places, [ground or None for _, ground in said]), strict=True))
+
+
+def named(rows: CaptionedImages) -> list[str]:
+    return sorted({name for name in attributes(rows.labels.tolist(), rows.captions)["object"] if name})
 
 
 class AttributeReader(nn.Module):
@@ -62,8 +71,7 @@ class AttributeReader(nn.Module):
     ) -> "AttributeReader":
         """Trained on scenes with their true captions; in eval mode."""
         torch.manual_seed(seed)
-        names = sorted({name for name in attributes(rows.labels.tolist(), rows.captions)["object"] if name})
-        reader, rng = cls(len(rows.label_names), names), np.random.default_rng(seed)
+        reader, rng = cls(len(rows.label_names), named(rows)), np.random.default_rng(seed)
         targets = reader.targets(rows.labels.tolist(), rows.captions)
         optimizer = torch.optim.AdamW(reader.parameters(), 2e-3, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
@@ -75,6 +83,18 @@ class AttributeReader(nn.Module):
             loss.backward()
             optimizer.step()
             schedule.step()
+        return reader.eval()
+
+    @classmethod
+    def of(cls, data: DataConfig, image_size: int) -> "AttributeReader":
+        """The reader of a world, learnt once and kept under `data/readers/`."""
+        path = data_dir() / "readers" / f"{digest([to_dict(data), image_size])}.safetensors"
+        rows = load_data(data, "train", image_size)
+        if not path.is_file():
+            with beside(path) as part:
+                save_file(cls.learn(rows).state_dict(), part)
+        reader = cls(len(rows.label_names), named(rows))
+        reader.load_state_dict(load_file(path))
         return reader.eval()
 
     @torch.no_grad()

@@ -143,10 +143,7 @@ def distances(
     et al., 2018) is unbiased, so as often negative as positive for two samples of one distribution. It is taken over
     the smaller set's number of images up to 2,000; beyond, it is the mean over 100 subsets of 1,000.
     Raises ValueError for inputs that are not uint8 batches, OSError for Inception weights not to be had."""
-    subset = {"kid_subset_size": smaller, "kid_subsets": 1} if (smaller := min(len(real), len(fake))) <= 2000 else {}
-    found = fidelity(real, fake, extractor, weights_path, fid=True, kid=True, **subset)
-    keys = (torch_fidelity.KEY_METRIC_FID, torch_fidelity.KEY_METRIC_KID_MEAN)
-    return {name: float(found[key]) for name, key in zip(NAMES[extractor], keys, strict=True)}
+    return fidelity(real, fake, extractor, weights_path, fid=True, kid=True)
 
 
 def generation_metrics(
@@ -155,33 +152,35 @@ def generation_metrics(
     """`distances`, and of the generated set `precision` (its share near real images) and `recall` (the share of real
     images near generated ones), both by three nearest neighbours in the same features (Kynkaanniemi et al., 2019, as
     ADM has it); with "inception" also `inception_score` (torch-fidelity's ten splits in random order)."""
-    found = fidelity(real, fake, extractor, weights_path, prc=True, prc_neighborhood=3)
-    keys = {"precision": torch_fidelity.KEY_METRIC_PRECISION, "recall": torch_fidelity.KEY_METRIC_RECALL}
-    if extractor == "inception":
-        found |= fidelity(real, fake, extractor, weights_path, isc=True)
-        keys["inception_score"] = torch_fidelity.KEY_METRIC_ISC_MEAN
-    return distances(real, fake, extractor, weights_path) | {name: float(found[key]) for name, key in keys.items()}
+    scored = {"isc": True} if extractor == "inception" else {}
+    return fidelity(real, fake, extractor, weights_path, fid=True, kid=True, prc=True, prc_neighborhood=3, **scored)
 
 
-NAMES = {"efficientnet-lite0": ("frechet_efficientnet_lite0", "kernel_efficientnet_lite0"), "inception": ("fid", "kid")}
-
-
-def fidelity(real: Tensor, fake: Tensor, extractor: str, weights_path: str | Path | None, **asked: Any) -> dict:
-    """torch-fidelity's `calculate_metrics` of the generated images, and where two sets are compared the real ones."""
+def fidelity(
+    real: Tensor, fake: Tensor, extractor: str, weights_path: str | Path | None, **asked: Any
+) -> dict[str, float]:
+    """torch-fidelity's measures of a set, by the names that they have here."""
     for images in (real, fake):
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or len(images) < 2:
             raise ValueError(f"want (N > 1, 3, H, W) uint8, not {tuple(images.shape)} {images.dtype}: see to_uint8")
     if extractor == "efficientnet-lite0":
-        asked["feature_extractor"] = LITE0
+        asked["feature_extractor"], suffix = LITE0, "_efficientnet_lite0"
+        names = ("frechet" + suffix, "kernel" + suffix)
     elif extractor == "inception":
-        asked["feature_extractor"] = "inception-v3-compat"
+        asked["feature_extractor"], names = "inception-v3-compat", ("fid", "kid")
         asked["feature_extractor_weights_path"] = str(inception_weights(weights_path))
     else:
-        raise ValueError(f"no extractor {extractor!r}: choose {' or '.join(NAMES)}")
+        raise ValueError(f"no extractor {extractor!r}: choose efficientnet-lite0 or inception")
+    if (smaller := min(len(real), len(fake))) <= 2000:
+        asked |= {"kid_subset_size": smaller, "kid_subsets": 1}
     # No worker processes, which a notebook cannot fork, and no cache, whose keys do not see the pixels.
     asked |= {"cuda": torch.cuda.is_available(), "verbose": False, "save_cpu_ram": True, "cache": False}
     one, two = (Subset(images.cpu(), range(len(images))) for images in (fake, real))  # a Dataset of bare tensors
-    return torch_fidelity.calculate_metrics(input1=one, input2=two, **asked)
+    found = torch_fidelity.calculate_metrics(input1=one, input2=two, **asked)
+    keys = {torch_fidelity.KEY_METRIC_FID: names[0], torch_fidelity.KEY_METRIC_KID_MEAN: names[1]}
+    keys |= {torch_fidelity.KEY_METRIC_PRECISION: "precision", torch_fidelity.KEY_METRIC_RECALL: "recall"}
+    keys[torch_fidelity.KEY_METRIC_ISC_MEAN] = "inception_score"
+    return {keys[key]: float(value) for key, value in found.items() if key in keys}
 
 
 def fid_to_reference(fake: Tensor, reference: str | Path, weights_path: str | Path | None = None) -> float:

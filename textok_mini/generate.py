@@ -18,7 +18,7 @@ from PIL import Image
 from textok_mini import latents, sample
 from textok_mini.attributes import AttributeReader
 from textok_mini.comparison import load_run
-from textok_mini.config import Config, ConfigError
+from textok_mini.config import ConfigError
 from textok_mini.data import load_data
 from textok_mini.evaluation import generation_metrics
 from textok_mini.latents import Latents
@@ -43,13 +43,13 @@ def generate(preset: str, tokenizer: str, output_dir: Path, settings: list[str],
     train(config, output_dir / "dit")
     pictures = output_dir / "pictures"
     sample.sample(sample.Settings(dit=str(output_dir / "dit"), output=str(pictures), tokenizer=tokenizer, **samples))
-    results = measure(pictures, rows, config)
+    results = measure(pictures, rows)
     with beside(output_dir / "results.json") as part:
         part.write_text(json.dumps(results, indent=1), encoding="utf-8")
     return results
 
 
-def measure(pictures: Path, rows: Latents, config: Config) -> dict:
+def measure(pictures: Path, rows: Latents) -> dict:
     """Generated pictures against held-out ones: distances, precision and recall; of scenes the shares that show what
     was asked, beside real pictures' own."""
     said = [json.loads(line) for line in (pictures / METADATA).read_text(encoding="utf-8").splitlines()]
@@ -59,8 +59,8 @@ def measure(pictures: Path, rows: Latents, config: Config) -> dict:
     test = load_data(theirs.data, "test", size)
     real = test.images(list(range(len(test))))
     results = {"pictures": len(said), "distances": generation_metrics(real, images)}
-    if test.world is not None and config.dit.condition == "class":
-        reader = AttributeReader.learn(load_data(theirs.data, "train", size))
+    if test.world is not None:
+        reader = AttributeReader.of(theirs.data, size)
         names = rows.space.meta["label_names"]
         labels, captions = [names.index(line["label"]) for line in said], [line["caption"] for line in said]
         scores = {"generated": reader.score(images, labels, captions)}

@@ -76,16 +76,18 @@ def load_dit(folder: str | Path) -> tuple[DiT, Config]:
 
 
 def asked(c: Settings, config: Config, space: LatentSpace) -> list[tuple[int, str]]:
-    """Of each picture the label (-1 for a prompt) and the caption that it is decoded with: exactly `each` of a class,
+    """Of each picture the label (-1 for a prompt's) and the caption: `each` of a prompt, or exactly `each` of a class,
     whose captions are taken in turn. Raises DataError for a class without captions, and captions of training's."""
     if c.prompts:
-        lists = {"": [line for line in resolve(c.prompts).read_text(encoding="utf-8").splitlines() if line.strip()]}
-    else:
-        lists = json.loads(resolve(c.captions or space.folder / "captions.json").read_text(encoding="utf-8"))
-        if (rows := space.folder / "rows.parquet").is_file():
-            assert_disjoint(lists, datasets.Dataset.from_parquet(str(rows))["caption"][:])
-    if config.dit.condition == "text":
-        return [(-1, caption) for texts in lists.values() for caption in texts for _ in range(c.each)]
+        if config.dit.condition != "text":
+            raise ConfigError(
+                "prompts are for a DiT that is told a text (dit.condition=text); this one is told a class"
+            )
+        lines = resolve(c.prompts).read_text(encoding="utf-8").splitlines()
+        return [(-1, line) for line in lines if line.strip() for _ in range(c.each)]
+    lists = json.loads(resolve(c.captions or space.folder / "captions.json").read_text(encoding="utf-8"))
+    if (rows := space.folder / "rows.parquet").is_file():
+        assert_disjoint(lists, datasets.Dataset.from_parquet(str(rows))["caption"][:])
     names = space.meta["label_names"]
     present = [names[label] for label in space.meta["present"]]
     if lacking := [name for name in present if not lists.get(name)]:
