@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from textok_mini import generator, sample, training
+from textok_mini import generate, generator, sample, training
+from textok_mini.attributes import AttributeReader
 from textok_mini.captions import plain
 from textok_mini.comparison import load_run
 from textok_mini.data import load_data
@@ -195,3 +196,33 @@ def test_prompts_are_drawn_as_they_are_told(home, tmp_path):
     lines = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
     assert [line["caption"] for line in lines] == ["a cat top left on a red background"] * 2 + ["a dog"] * 2
     shutil.rmtree(out)
+
+
+def test_one_command_goes_all_the_way_and_is_judged_on_its_pictures(home, monkeypatch):
+    names = sorted(
+        {scene.objects[0].name for scene in map(load_data(load_run(home / "tokenizer")[1].data).scene, range(64))}
+    )
+    torch.manual_seed(0)
+    reader = AttributeReader(8, names).eval()
+    monkeypatch.setattr(AttributeReader, "of", lambda data, size: reader)
+    arguments = [
+        "smoke",
+        "tokenizer=tokenizer",
+        "output_dir=all",
+        "each=1",
+        "steps=2",
+        *DATA,
+        "generator.sample_every=0",
+    ]
+    assert generate.main(arguments) == 0
+    results = json.loads((home / "all" / "results.json").read_text())
+    rows = load_data(str(home / "all" / "pictures"), "train", 32)
+    assert results["pictures"] == len(list((home / "all" / "pictures").glob("*.png")))
+    assert set(results["distances"]) >= {"kernel_efficientnet_lite0", "precision", "recall"}
+    test = load_data(load_run(home / "tokenizer")[1].data, "test", 32)
+    real = reader.score(test.images(list(range(len(test)))), test.labels.tolist(), test.captions)
+    assert results["shown"]["real"]["place"] == pytest.approx(np.nanmean(real["place"])) and len(rows)
+    stamps = {path: path.stat().st_mtime_ns for path in (home / "all" / "pictures").glob("*.png")}
+    assert generate.main(arguments) == 0  # nothing is done again
+    assert stamps == {path: path.stat().st_mtime_ns for path in (home / "all" / "pictures").glob("*.png")}
+    assert generate.main(["smoke", "output_dir=all"]) == 2
