@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from textok_mini.config import DiTConfig
 from textok_mini.diffusion import Diffusion, Flow, Steps, guided, noise_of
 from textok_mini.dit import DiT, frequencies
+from textok_mini.text import TextTokens
 
 SMALL = DiTConfig(num_latent_tokens=4, latent_dim=8, width=32, layers=2, heads=2, num_classes=8)
 
@@ -169,3 +170,23 @@ def test_flow_is_diffusers():
     torch.testing.assert_close(ours, x, atol=1e-4, rtol=0)
     x, t = torch.randn(3, 4, 8), theirs.timesteps[[3, 10, 30]]
     torch.testing.assert_close(Flow().noisy(x, t / 1_000, noise), theirs.scale_noise(x, t, noise), atol=1e-5, rtol=0)
+
+
+def test_text_is_read_past_its_padding_and_by_every_token():
+    torch.manual_seed(0)
+    config = dataclasses.replace(SMALL, condition="text", text_dim=12, max_text_tokens=9)
+    model = perturbed(config)
+    x, t = torch.randn(2, 4, 8), torch.tensor([100, 900])
+    mask = torch.tensor([[True] * 5, [True, True, False, False, False]])
+    text = TextTokens(torch.randn(2, 5, 12), mask)
+    out = model(x, t, text)
+    torch.testing.assert_close(model(x, t, text.pad_to(9)), out, atol=1e-5, rtol=1e-4)
+    short = TextTokens(text.embeddings[1:, :2], mask[1:, :2])
+    torch.testing.assert_close(model(x[1:], t[1:], short), out[1:], atol=1e-5, rtol=1e-4)
+    other = text.embeddings.clone()
+    other[0, 4] += 1  # one word of the first
+    changed = (model(x, t, TextTokens(other, mask)) - out).abs().amax(-1)
+    assert (changed[0] > 1e-4).all() and (changed[1] == 0).all()
+    fresh = DiT(config)
+    inside = fresh.token_in(x) + fresh.positions
+    assert torch.equal(fresh.blocks[0](inside, torch.randn(2, 32), TextTokens(torch.randn(2, 5, 32), mask)), inside)

@@ -24,7 +24,7 @@ from torch import nn
 from textok_mini.config import Config
 from textok_mini.hub import first_line
 from textok_mini.paths import beside
-from textok_mini.settings import from_dict, to_dict
+from textok_mini.settings import from_dict, of_training
 
 
 class TrainingError(RuntimeError):
@@ -91,8 +91,9 @@ def check_folder(config: Config, folder: Path) -> None:
     if not path.exists():
         return
     # Through `from_dict`: a setting that is younger than the run had its default there.
-    there, ours = to_dict(from_dict(Config, json.loads(path.read_text(encoding="utf-8")))), to_dict(config)
-    differ = [f"{group}.{name}" for group in ours for name in ours[group] if there[group][name] != ours[group][name]]
+    there, ours = of_training(from_dict(Config, json.loads(path.read_text(encoding="utf-8")))), of_training(config)
+    pairs = [(group, name, value) for group in ours for name, value in ours[group].items()]
+    differ = [f"{group}.{name}" for group, name, value in pairs if there.get(group, {}).get(name) != value]
     if differ:
         raise TrainingError(
             f"{path}: another run's config, it differs in {', '.join(differ)}; choose another output_dir, "

@@ -147,5 +147,14 @@ def nearest(key: Any, valid: Any, prefix: str = "") -> str:
 to_dict = dataclasses.asdict  # nested plain values, ready for JSON; `from_dict` reads them back
 
 
+def of_training(config: Config) -> dict[str, dict]:
+    """The groups that a run of this config depends on: a tokenizer's are not the generator's."""
+    names = ("data", "text", "tokenizer", "discriminator", "training")
+    return {
+        name: to_dict(getattr(config, name))
+        for name in (("text", "dit", "generator") if config.generator.latents else names)
+    }
+
+
 def config_json(config: Any) -> str:
     return json.dumps(to_dict(config), indent=2, sort_keys=True) + "\n"
