@@ -51,10 +51,10 @@ def reproduce(preset: str) -> int:
 def section(folder: Path) -> str:
     """One notebook on the index page: its state, what it says at its end, and its figures, small."""
     name, page, results = folder.name, folder / f"{folder.name}.html", folder / "results.json"
-    seconds = json.loads((folder / "seconds.json").read_text())
-    state = (
-        f"in {seconds:.0f} s" if page.is_file() else "<span class=failed>failed: the copy holds the traceback</span>"
-    )
+    took = folder / "seconds.json"  # missing if it was killed just after its page was written
+    state = f"in {json.loads(took.read_text()):.0f} s" if took.is_file() else "has run"
+    if not page.is_file():
+        state = "<span class=failed>failed: the copy holds the traceback</span>"
     links = [path for path in (page, page.with_suffix(".ipynb"), results) if path.is_file()]
     listed = " · ".join(f'<a href="{name}/{path.name}">{path.name}</a>' for path in links)
     said = json.loads(results.read_text(encoding="utf-8"))["summary"] if page.is_file() and results.is_file() else []
