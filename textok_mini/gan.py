@@ -65,9 +65,8 @@ class GAN:
             total = total + t.r1_weight * t.r1_every * penalty  # lazy: as much as at every step, but seldom
         self.optimizer.zero_grad()
         total.backward()
-        gradients = [p.grad for p in self.discriminator.parameters()]
-        for gradient in gradients:
-            gradient.copy_(self.accelerator.reduce(gradient, "mean"))
+        for p in self.discriminator.parameters():
+            p.grad.copy_(self.accelerator.reduce(p.grad, "mean"))
         norm = torch.nn.utils.clip_grad_norm_(self.discriminator.parameters(), t.gradient_clip or math.inf)
         if torch.isfinite(norm):  # one bad batch of the discriminator's is left out; the tokenizer's stops the run
             for group in self.optimizer.param_groups:

@@ -1,4 +1,4 @@
-"""What a reconstruction is charged for: l2 and LPIPS.
+"""What a reconstruction is charged for: l2, LPIPS or an ImageNet network's logits, KL, and what a GAN adds.
 
     perceptual = LPIPS("alex")
     total, parts = tokenizer_loss(reconstruction, images, {"l2": 1.0, "lpips": 0.1}, perceptual)

@@ -31,7 +31,8 @@ PRESETS = {path.stem: path for path in sorted((Path(__file__).parent / "presets"
 
 
 def preset(name: str) -> Config:
-    """The settings of `presets/NAME.yaml`: `laptop` (minutes on two cores) or `smoke` (seconds, for tests)."""
+    """The settings of `presets/NAME.yaml`: `laptop` (minutes on two cores), `smoke` (seconds, for tests), or one of the
+    paper's, such as `imagenet256-32`."""
     return from_dict(Config, read_settings(preset_file(name)))
 
 
