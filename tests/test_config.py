@@ -89,3 +89,26 @@ def test_every_value_has_a_standing_and_departures_are_the_kits_own():
     for group in ("data", "text", "tokenizer", "training"):
         for name in vars(getattr(paper, group)):
             assert standing(paper, f"{group}.{name}") in STANDINGS
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_presets_generator_fits_its_tokenizer(name):
+    config = preset(name)
+    for shared in ("num_latent_tokens", "latent_dim", "text_dim", "max_text_tokens"):
+        assert getattr(config.dit, shared) == getattr(config.tokenizer, shared), shared
+
+
+def test_the_paper_size_generator_is_dit_xl_at_the_originals_settings():
+    config = preset("imagenet256-32")
+    g = config.generator
+    assert (config.dit.width, config.dit.layers, config.dit.heads, config.dit.num_classes) == (1152, 28, 16, 1000)
+    assert (g.batch_size, g.learning_rate, g.beta1, g.beta2, g.ema, g.weight_decay) == (
+        256,
+        1e-4,
+        0.9,
+        0.999,
+        0.9999,
+        0,
+    )
+    assert g.steps == 350 * (1_281_167 // 256) and standing(config, "generator.steps") == "paper"
+    assert standing(config, "dit.width") == "paper" and standing(preset("laptop"), "dit.width") == "kit"

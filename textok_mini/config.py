@@ -4,9 +4,9 @@
     standing(Config(), "tokenizer.latent_dim")  # "paper"
     python -m textok_mini.config imagenet256-32  # all of it as a table
 
-Five groups, `.data`, `.text`, `.tokenizer`, `.discriminator` and `.training`. A field's default is the paper's value
-where the paper has one, and its standing is written beside it (the vocabulary of `STANDINGS`). A preset says only
-where it departs from the defaults, and `standing` calls such a departure "kit".
+Seven groups: `.data`, `.text`; `.tokenizer`, `.discriminator`, `.training`; `.dit`, `.generator`. A field's default is
+the paper's value where the paper has one, and its standing is written beside it (the vocabulary of `STANDINGS`). A
+preset says only where it departs from the defaults, and `standing` calls such a departure "kit".
 """
 
 import dataclasses
@@ -140,8 +140,29 @@ class DiscriminatorConfig:
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
-    """One training run: optimiser, schedule, losses, and what is written when."""
+class DiTConfig:
+    """The generator's shape: DiT over N latent tokens of d channels, which are the tokenizer's."""
+
+    num_latent_tokens: int = known(128, "paper", "that of the tokenizer", 32, 64, 256)
+    latent_dim: int = known(8, "paper", "that of the tokenizer")
+    width: int = known(1152, "paper", "DiT-XL; S, B, L have 384, 768, 1,024")
+    layers: int = known(28, "paper", "DiT-XL; S, B, L have 12, 12, 24")
+    heads: int = known(16, "paper", "DiT-XL; S, B, L have 6, 12, 16")
+    condition: Literal["class", "text"] = known("class", "paper", "class to image, or text to image", "text")
+    num_classes: int = known(1000, "paper", "ImageNet; where the condition is `class`")
+    text_dim: int = known(2048, "assumed", "width of T5 v1.1-XL; where the condition is `text`", 4096)
+    max_text_tokens: int = known(128, "second-hand", "that of the tokenizer")
+    dropout: float = known(0.1, "assumed", "facebookresearch/DiT: conditions left out in training, for guidance")
+
+    def __post_init__(self):
+        at_least(1, self, "dit", "num_latent_tokens latent_dim width layers heads num_classes text_dim max_text_tokens")
+        require(self.width % self.heads == 0, "dit.heads", f"a divisor of width={self.width}")
+        require(0 <= self.dropout < 1, "dit.dropout", "in [0, 1)")
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """What any training is told, here with the tokenizer's values: optimiser, schedule, and what is written when."""
 
     seed: int = kit(0, "initial weights, order of rows, noise")
     steps: int = known(1_351_080, "second-hand", "270 epochs of ImageNet (1,281,167 pictures) at batch 256")
@@ -154,6 +175,28 @@ class TrainingConfig:
     weight_decay: float = known(0.0, "assumed", "MAGVIT")
     gradient_clip: float = kit(1.0, "largest norm of the gradient; 0 is off")
     ema: float = known(0.999, "second-hand", "Tatiana21/TexTok, and MAGVIT")
+    accumulate: int = kit(1, "pieces that each process cuts its part of a batch into, where memory is short")
+    compile: bool = kit(False, "torch.compile; for GPUs, where nobody here could measure it")
+    precision: Literal["auto", "float32", "bfloat16"] = kit("auto", "bf16 on a GPU that has it, else float32")
+    workers: int = kit(0, "processes that read and decode pictures; 0 suits prepared data")
+    log_every: int = kit(50, "steps between lines of log.jsonl")
+    checkpoint_every: int = kit(5_000, "steps between checkpoints, from which a killed run goes on")
+    sample_every: int = kit(5_000, "steps between pictures in samples/; 0 is none")
+    snapshot_every: int = kit(0, "steps between EMA weights kept in snapshots/, for curves; 0 is none")
+
+    def check(self, group: str) -> None:
+        at_least(1, self, group, "steps batch_size accumulate log_every checkpoint_every")
+        at_least(0, self, group, "warmup_steps sample_every snapshot_every workers gradient_clip weight_decay")
+        at_least(0, self, group, "seed final_learning_rate")
+        require(self.learning_rate > 0, f"{group}.learning_rate", "above 0")
+        for name in ("ema", "beta1", "beta2"):
+            require(0 <= getattr(self, name) < 1, f"{group}.{name}", "in [0, 1)")
+
+
+@dataclass(frozen=True)
+class TrainingConfig(LoopConfig):
+    """The tokenizer's training: the loop, and its losses."""
+
     l2_weight: float = known(1.0, "second-hand", "Tatiana21/TexTok, and MAGVIT's vqgan2d")
     perceptual: Literal["none", "lpips-alex", "lpips-vgg", "resnet50-logits"] = known(
         "lpips-vgg", "unresolved", "the field's; MAGVIT uses ResNet-50 logits"
@@ -168,27 +211,35 @@ class TrainingConfig:
     r1_every: int = known(16, "assumed", "StyleGAN2: lazy, the weight times the interval; MAGVIT penalises every step")
     lecam_weight: float = known(1e-4, "second-hand", "Tatiana21/TexTok; MAGVIT; 0 is none")
     lecam_start: int = kit(1_000, "steps of the discriminator until its means are used")
-    accumulate: int = kit(1, "pieces that each process cuts its part of a batch into, where memory is short")
     recompute: bool = kit(False, "activations anew in the backward pass: memory of one block, a third more time")
-    compile: bool = kit(False, "torch.compile; for GPUs, where nobody here could measure it")
-    precision: Literal["auto", "float32", "bfloat16"] = kit("auto", "bf16 on a GPU that has it, else float32")
-    workers: int = kit(0, "processes that read and decode pictures; 0 suits prepared data")
-    log_every: int = kit(50, "steps between lines of log.jsonl")
-    checkpoint_every: int = kit(5_000, "steps between checkpoints, from which a killed run goes on")
-    sample_every: int = kit(5_000, "steps between pictures in samples/; 0 is none")
-    snapshot_every: int = kit(0, "steps between EMA weights kept in snapshots/, for curves; 0 is none")
 
     def __post_init__(self):
-        at_least(1, self, "training", "steps batch_size accumulate log_every checkpoint_every r1_every")
+        self.check("training")
+        at_least(1, self, "training", "r1_every")
         at_least(0, self, "training", "adversarial_weight adversarial_start adversarial_warmup r1_weight lecam_weight")
-        at_least(0, self, "training", "warmup_steps sample_every snapshot_every workers gradient_clip weight_decay")
-        at_least(0, self, "training", "seed final_learning_rate l2_weight perceptual_weight kl_weight")
-        at_least(0, self, "training", "discriminator_rate")
+        at_least(0, self, "training", "l2_weight perceptual_weight kl_weight discriminator_rate")
         perceptual = self.perceptual_weight if self.perceptual != "none" else 0
         require(self.l2_weight + perceptual > 0, "training.l2_weight", "above 0 where there is no perceptual loss")
-        require(self.learning_rate > 0, "training.learning_rate", "above 0")
-        for name in ("ema", "beta1", "beta2"):
-            require(0 <= getattr(self, name) < 1, f"training.{name}", "in [0, 1)")
+
+
+@dataclass(frozen=True)
+class GeneratorConfig(LoopConfig):
+    """The generator's training: the loop with the original DiT's values, and what it learns from."""
+
+    latents: str = kit("", "a folder of latents: with it the training command trains a DiT, without it a tokenizer")
+    process: Literal["diffusion", "flow"] = known("diffusion", "assumed", "facebookresearch/DiT, learned variance")
+    steps: int = known(1_751_400, "paper", "350 epochs of ImageNet at batch 256")
+    batch_size: int = known(256, "assumed", "facebookresearch/DiT; over all processes together")
+    learning_rate: float = known(1e-4, "assumed", "facebookresearch/DiT: constant")
+    warmup_steps: int = known(0, "assumed", "facebookresearch/DiT")
+    final_learning_rate: float = known(1.0, "assumed", "facebookresearch/DiT: constant; a fraction of the peak")
+    beta1: float = known(0.9, "assumed", "facebookresearch/DiT: AdamW")
+    beta2: float = known(0.999, "assumed", "facebookresearch/DiT: AdamW")
+    weight_decay: float = known(0.0, "assumed", "facebookresearch/DiT")
+    ema: float = known(0.9999, "assumed", "facebookresearch/DiT")
+
+    def __post_init__(self):
+        self.check("generator")
 
 
 @dataclass(frozen=True)
@@ -200,6 +251,13 @@ class Config:
     tokenizer: TexTokConfig = field(default_factory=TexTokConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    dit: DiTConfig = field(default_factory=DiTConfig)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+
+    @property
+    def loop(self) -> LoopConfig:
+        """That of the training that this config is of: a generator's where there are latents to learn from."""
+        return self.generator if self.generator.latents else self.training
 
     def __post_init__(self):
         size = self.tokenizer.image_size

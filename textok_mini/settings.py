@@ -66,23 +66,26 @@ def read_settings(path: Path) -> dict:
     return merge(read_settings(preset_file(base)), values) if base is not None else values
 
 
-SHORT_FORMS = {"data": "data.source", "seed": "training.seed"}
+SHORT_FORMS = {"data": "data.source", "seed": ("training.seed", "generator.seed")}
 
 
 class Typed(str):
     """What was typed after `key=`: a text as it is for a field of text, YAML for any other."""
 
 
-def apply_overrides(values: dict, overrides: Sequence[str], short: Mapping[str, str] = SHORT_FORMS) -> dict:
+def apply_overrides(values: dict, overrides: Sequence[str], short: Mapping[str, Any] = SHORT_FORMS) -> dict:
     """`key=value` strings over nested settings; `short` forms stand for dotted keys."""
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise ConfigError(f"{override!r} is not KEY=VALUE, as in training.steps=500")
         value = parsed(Typed(text)) if text.startswith("{") else Typed(text)
-        for part in reversed(short.get(key, key).split(".")):
-            value = {part: value}
-        values = merge(values, value)
+        meant = short.get(key, key)
+        for dotted in (meant,) if isinstance(meant, str) else meant:
+            nested = value
+            for part in reversed(dotted.split(".")):
+                nested = {part: nested}
+            values = merge(values, nested)
     return values
 
 
@@ -143,6 +146,15 @@ def nearest(key: Any, valid: Any, prefix: str = "") -> str:
 
 
 to_dict = dataclasses.asdict  # nested plain values, ready for JSON; `from_dict` reads them back
+
+
+def of_training(config: Config) -> dict[str, dict]:
+    """The groups that a run of this config depends on: a tokenizer's are not the generator's."""
+    names = ("data", "text", "tokenizer", "discriminator", "training")
+    return {
+        name: to_dict(getattr(config, name))
+        for name in (("text", "dit", "generator") if config.generator.latents else names)
+    }
 
 
 def config_json(config: Any) -> str:
