@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 PUBLIC = {
     "TexTok": "tokenizer",
     "Discriminator": "discriminator",
+    "DiT": "dit",
     "FrozenTextEncoder": "text",
     "TextTokens": "text",
     "load_data": "data",
