@@ -5,7 +5,9 @@ import pytest
 import torch
 from scipy import linalg, stats
 from scipy.signal import convolve2d
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch.nn import functional as F
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast
 
 from textok_mini import evaluation
 from textok_mini.evaluation import (
@@ -13,7 +15,11 @@ from textok_mini.evaluation import (
     EfficientNetLite0,
     Interval,
     bootstrap_mean,
+    clip_score,
     distances,
+    fid_to_reference,
+    frechet,
+    generation_metrics,
     image_metrics,
     inception_weights,
     paired_bootstrap,
@@ -234,3 +240,65 @@ def test_an_interval_prints_itself():
     interval = Interval(0.808, 0.776, 0.84)
     assert str(interval) == f"{interval}" == "+0.81 [+0.78, +0.84]"
     assert f"{interval:.1f}" == "0.8 [0.8, 0.8]"
+
+
+# --- generated pictures ---
+
+
+def test_frechet_of_two_gaussians_is_the_closed_form():
+    rng = np.random.default_rng(0)
+    mu, nu, s, t = rng.normal(size=(2, 5)).tolist() + rng.uniform(0.5, 2, (2, 5)).tolist()
+    basis = np.linalg.qr(rng.normal(size=(5, 5)))[0]
+    one, two = ({"mu": np.array(m), "sigma": basis @ np.diag(v) ** 2 @ basis.T} for m, v in ((mu, s), (nu, t)))
+    expected = sum((a - b) ** 2 for a, b in zip([*mu, *s], [*nu, *t], strict=True))
+    assert frechet(one, two) == pytest.approx(expected, rel=1e-6)
+
+
+def test_precision_and_recall_are_the_shares_near_three_neighbours(real, features):
+    fake = noisy(real, 0.15)
+    found = generation_metrics(real, fake)
+    x, y = features(real), features(fake)
+
+    def share(points, of):
+        gaps = np.linalg.norm(of[:, None] - of[None], axis=2)
+        radius = np.sort(gaps, axis=1)[:, 3]  # the third neighbour; the nearest is itself
+        return (np.linalg.norm(points[:, None] - of[None], axis=2) <= radius).any(1).mean()
+
+    assert found["precision"] == pytest.approx(share(y, x), abs=1e-6)
+    assert found["recall"] == pytest.approx(share(x, y), abs=1e-6)
+    assert distances(real, fake).items() <= found.items()
+
+
+def test_reference_statistics_must_be_some(tmp_path):
+    np.savez(tmp_path / "arr.npz", np.zeros(3))
+    with pytest.raises(OSError, match=r"an \.npz with mu and sigma"):
+        fid_to_reference(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), tmp_path / "arr.npz")
+
+
+def test_clip_score_is_a_hundred_cosines(tmp_path):
+    """A real tiny CLIP, its two halves called by hand."""
+    words = {word: i for i, word in enumerate(["<|startoftext|>", "<|endoftext|>", "a", "cat", "dog"])}
+    tokenizer = Tokenizer(models.WordLevel({**words, "<unk>": 5}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    ends = [("<|startoftext|>", 0), ("<|endoftext|>", 1)]
+    tokenizer.post_processor = processors.TemplateProcessing("<|startoftext|> $A <|endoftext|>", special_tokens=ends)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|endoftext|>", eos_token="<|endoftext|>")
+    small = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    text = small | dict(vocab_size=6, eos_token_id=1, bos_token_id=0, pad_token_id=1)
+    torch.manual_seed(0)
+    model = CLIPModel(
+        CLIPConfig(text_config=text, vision_config=small | dict(image_size=32, patch_size=8), projection_dim=8)
+    )
+    model.save_pretrained(tmp_path)
+    processor = CLIPProcessor(CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32), fast)
+    processor.save_pretrained(tmp_path)
+    images, captions = to_uint8(blobs(3)), ["a cat", "a dog", "dog"]
+    found = clip_score(images, captions, str(tmp_path))
+    for image, caption, score in zip(images, captions, found, strict=True):
+        inputs = processor(text=[caption], images=[image], return_tensors="pt")
+        with torch.no_grad():
+            one = model.visual_projection(model.vision_model(inputs["pixel_values"]).pooler_output)
+            two = model.text_projection(model.text_model(inputs["input_ids"]).pooler_output)
+        assert score == pytest.approx(max(0, 100 * F.cosine_similarity(one, two).item()), abs=1e-3)
+    with pytest.raises(OSError, match="CLIP 'nobody/clip'"):
+        clip_score(images, captions, "nobody/clip")

@@ -15,6 +15,7 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,9 +27,13 @@ from torch.nn import functional as F
 from torch.utils.data import Subset
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
+from torch_fidelity.utils import create_feature_extractor
+from transformers import CLIPModel, CLIPProcessor
 
 from textok_mini.device import best
+from textok_mini.hub import from_hub
 from textok_mini.losses import LPIPS, Trunk
 
 _lpips = functools.cache(LPIPS)  # one network a trunk
@@ -131,32 +136,88 @@ def distances(
 ) -> dict[str, float]:
     """Frechet and kernel distance between two sets of `(N, 3, H, W)` uint8 images, by torch-fidelity.
     With "efficientnet-lite0": `frechet_efficientnet_lite0` and `kernel_efficientnet_lite0`. With "inception",
-    whose weights are read from `weights_path`, torch's cache or the network: `rfid` and `rkid`.
+    whose weights are read from `weights_path`, torch's cache or the network: `fid` and `kid`.
 
     Under 5,000 images quote the kernel distance. The Frechet distance of N images is too large by an amount that
     shrinks with N and differs between models (Chong & Forsyth, 2020). The kernel distance (cubic polynomial, Binkowski
     et al., 2018) is unbiased, so as often negative as positive for two samples of one distribution. It is taken over
     the smaller set's number of images up to 2,000; beyond, it is the mean over 100 subsets of 1,000.
     Raises ValueError for inputs that are not uint8 batches, OSError for Inception weights not to be had."""
+    return fidelity(real, fake, extractor, weights_path, fid=True, kid=True)
+
+
+def generation_metrics(
+    real: Tensor, fake: Tensor, extractor: str = "efficientnet-lite0", weights_path: str | Path | None = None
+) -> dict[str, float]:
+    """`distances`, and of the generated set `precision` (its share near real images) and `recall` (the share of real
+    images near generated ones), both by three nearest neighbours in the same features (Kynkaanniemi et al., 2019, as
+    ADM has it); with "inception" also `inception_score` (torch-fidelity's ten splits in random order)."""
+    scored = {"isc": True} if extractor == "inception" else {}
+    return fidelity(real, fake, extractor, weights_path, fid=True, kid=True, prc=True, prc_neighborhood=3, **scored)
+
+
+def fidelity(
+    real: Tensor, fake: Tensor, extractor: str, weights_path: str | Path | None, **asked: Any
+) -> dict[str, float]:
+    """torch-fidelity's measures of a set, by the names that they have here."""
     for images in (real, fake):
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or len(images) < 2:
             raise ValueError(f"want (N > 1, 3, H, W) uint8, not {tuple(images.shape)} {images.dtype}: see to_uint8")
     if extractor == "efficientnet-lite0":
-        settings, names = {"feature_extractor": LITE0}, ("frechet_efficientnet_lite0", "kernel_efficientnet_lite0")
+        asked["feature_extractor"], suffix = LITE0, "_efficientnet_lite0"
+        names = ("frechet" + suffix, "kernel" + suffix)
     elif extractor == "inception":
-        settings, names = {"feature_extractor": "inception-v3-compat"}, ("rfid", "rkid")
-        settings["feature_extractor_weights_path"] = str(inception_weights(weights_path))
+        asked["feature_extractor"], names = "inception-v3-compat", ("fid", "kid")
+        asked["feature_extractor_weights_path"] = str(inception_weights(weights_path))
     else:
         raise ValueError(f"no extractor {extractor!r}: choose efficientnet-lite0 or inception")
     if (smaller := min(len(real), len(fake))) <= 2000:
-        settings |= {"kid_subset_size": smaller, "kid_subsets": 1}
-    settings |= {"fid": True, "kid": True, "cuda": torch.cuda.is_available(), "verbose": False}
+        asked |= {"kid_subset_size": smaller, "kid_subsets": 1}
     # No worker processes, which a notebook cannot fork, and no cache, whose keys do not see the pixels.
-    settings |= {"save_cpu_ram": True, "cache": False}
-    one, two = (Subset(images.cpu(), range(len(images))) for images in (real, fake))  # a Dataset of bare tensors
-    found = torch_fidelity.calculate_metrics(input1=one, input2=two, **settings)
-    keys = (torch_fidelity.KEY_METRIC_FID, torch_fidelity.KEY_METRIC_KID_MEAN)
-    return {name: float(found[key]) for name, key in zip(names, keys, strict=True)}
+    asked |= {"cuda": torch.cuda.is_available(), "verbose": False, "save_cpu_ram": True, "cache": False}
+    one, two = (Subset(images.cpu(), range(len(images))) for images in (fake, real))  # a Dataset of bare tensors
+    found = torch_fidelity.calculate_metrics(input1=one, input2=two, **asked)
+    keys = {torch_fidelity.KEY_METRIC_FID: names[0], torch_fidelity.KEY_METRIC_KID_MEAN: names[1]}
+    keys |= {torch_fidelity.KEY_METRIC_PRECISION: "precision", torch_fidelity.KEY_METRIC_RECALL: "recall"}
+    keys[torch_fidelity.KEY_METRIC_ISC_MEAN] = "inception_score"
+    return {keys[key]: float(value) for key, value in found.items() if key in keys}
+
+
+def fid_to_reference(fake: Tensor, reference: str | Path, weights_path: str | Path | None = None) -> float:
+    """FID of images (N, 3, H, W) uint8 to the statistics of ADM's reference file (`VIRTUAL_imagenet256_labeled.npz`, of
+    openai/guided-diffusion), whose `mu` and `sigma` are those of Inception's features of all training images."""
+    try:
+        with np.load(reference) as stored:
+            theirs = {"mu": stored["mu"], "sigma": stored["sigma"]}
+    except (OSError, KeyError, ValueError) as error:
+        raise OSError(f"{reference}: no reference statistics (an .npz with mu and sigma): {error}") from None
+    extractor = create_feature_extractor(
+        "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(inception_weights(weights_path)),
+        cuda=torch.cuda.is_available(),
+    )  # fmt: skip
+    features = [extractor(part.to(best()))[0].cpu() for part in fake.split(64)]
+    return frechet(fid_features_to_statistics(torch.cat(features)), theirs)
+
+
+def frechet(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> float:
+    """|m - m'|^2 + tr(S + S' - 2 (S S')^(1/2)) of two Gaussians {"mu": (d,), "sigma": (d, d)}."""
+    return float(fid_statistics_to_metric(ours, theirs, verbose=False)[torch_fidelity.KEY_METRIC_FID])
+
+
+def clip_score(images: Tensor, captions: Sequence[str], model: str = "openai/clip-vit-large-patch14") -> np.ndarray:
+    """100 times the cosine between each image (N, 3, H, W), uint8, and its caption, at least 0 (Hessel et al., 2021).
+    Which CLIP the paper's 29.23 is of is not known. Raises OSError, in one line, for weights that cannot be had."""
+    network, processor = (from_hub(cls, model, "CLIP") for cls in (CLIPModel, CLIPProcessor))
+    network, scores = network.to(best()).eval(), []
+    for i in range(0, len(images), 64):
+        text = list(captions[i : i + 64])
+        inputs = processor(
+            text=text, images=list(images[i : i + 64]), return_tensors="pt", padding=True, truncation=True
+        )
+        with torch.no_grad():
+            out = network(**inputs.to(best()))
+        scores.append(F.cosine_similarity(out.image_embeds, out.text_embeds).clamp(min=0).cpu().numpy() * 100)
+    return np.concatenate(scores)
 
 
 def inception_weights(path: str | Path | None = None) -> Path:
