@@ -42,16 +42,20 @@ ARMS = {
 
 def load_run(folder: str | Path, snapshot: int | None = None) -> tuple[TexTok, Config]:
     """A finished run's EMA weights (or those of a snapshot's step) in eval mode, and its config."""
-    folder = Path(folder)
-    path = folder / "config.json"
-    values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if "training" not in values:  # the hub's form has the tokenizer's settings alone, and no text encoder's
-        raise FileNotFoundError(f"{folder} holds no run: train one with python -m textok_mini.train")
-    config = from_dict(Config, values)
+    folder, config = Path(folder), read_config(folder)
     model = TexTok(config.tokenizer)
     name = "model.safetensors" if snapshot is None else f"snapshots/step-{snapshot:07d}.safetensors"
     model.load_state_dict(load_file(folder / name))
     return model.eval(), config
+
+
+def read_config(folder: str | Path) -> Config:
+    """A run's. Raises FileNotFoundError where there is none."""
+    path = Path(folder) / "config.json"
+    values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if "training" not in values:  # the hub's form has the tokenizer's settings alone, and no text encoder's
+        raise FileNotFoundError(f"{folder} holds no run: train one with python -m textok_mini.train")
+    return from_dict(Config, values)
 
 
 def other_captions(rows: CaptionedImages, what: str, level: str = "normal", seed: int = 0) -> list[str]:

@@ -92,18 +92,19 @@ class TokenizerRecipe:
         save_image_grid([images, model(images, text)[0]], path)
 
 
-def text_encoder(config: Config, captions: list[str], device: torch.device) -> Any:
-    """The captions' way to text tokens, or None for a config that reads no text."""
-    c = config.tokenizer
-    if c.text_in == "none":
+def text_encoder(config: Config, captions: list[str] | None, device: torch.device, of: str = "tokenizer") -> Any:
+    """The way to text tokens for the tokenizer or the `dit`, or None for a tokenizer that reads no text. `captions`:
+    what is to be cached, if the config wants a cache."""
+    c = getattr(config, of)
+    if of == "tokenizer" and c.text_in == "none":
         return None
     encoder = FrozenTextEncoder(config.text.encoder, c.max_text_tokens, getattr(torch, config.text.dtype), device)
     if encoder.width != c.text_dim:
         raise TrainingError(
-            f"tokenizer.text_dim={c.text_dim}, but {config.text.encoder} gives {encoder.width}: "
-            f"set tokenizer.text_dim={encoder.width}"
+            f"{of}.text_dim={c.text_dim}, but {config.text.encoder} gives {encoder.width}: "
+            f"set {of}.text_dim={encoder.width}"
         )
-    if not config.text.cache:
+    if captions is None or not config.text.cache:
         return encoder
     cached = CachedText(encoder, captions)
     if cached.cut:

@@ -8,23 +8,28 @@
 A run is a folder: `config.json` (the whole config; `TexTok.from_pretrained` reads it too), `log.jsonl` (losses, no
 times, so that two runs can be compared byte by byte), `timing.jsonl`, `samples/`, `snapshots/` (EMA weights on the
 way), `checkpoint/` (the last two states), and, written last, `model.safetensors` (EMA weights).
+
+    python -m textok_mini.run keep runs/mine reference/mine   # config, logs, and weights in half precision
 """
 
 import json
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from textok_mini.config import Config
 from textok_mini.hub import first_line
-from textok_mini.paths import beside
-from textok_mini.settings import from_dict, to_dict
+from textok_mini.paths import beside, resolve
+from textok_mini.settings import from_dict, of_training
+
+KEPT = ("config.json", "log.jsonl", "timing.jsonl")
 
 
 class TrainingError(RuntimeError):
@@ -91,8 +96,9 @@ def check_folder(config: Config, folder: Path) -> None:
     if not path.exists():
         return
     # Through `from_dict`: a setting that is younger than the run had its default there.
-    there, ours = to_dict(from_dict(Config, json.loads(path.read_text(encoding="utf-8")))), to_dict(config)
-    differ = [f"{group}.{name}" for group in ours for name in ours[group] if there[group][name] != ours[group][name]]
+    there, ours = of_training(from_dict(Config, json.loads(path.read_text(encoding="utf-8")))), of_training(config)
+    pairs = [(group, name, value) for group in ours for name, value in ours[group].items()]
+    differ = [f"{group}.{name}" for group, name, value in pairs if there.get(group, {}).get(name) != value]
     if differ:
         raise TrainingError(
             f"{path}: another run's config, it differs in {', '.join(differ)}; choose another output_dir, "
@@ -105,6 +111,34 @@ def save_weights(model: nn.Module, path: Path) -> None:
         save_file(model.state_dict(), part)
 
 
+def keep(run: Path, target: Path) -> None:
+    """Copy what a repository has room for: config, logs, and the weights in half precision. Raises OSError."""
+    weights = load_file(run / "model.safetensors")
+    target.mkdir(parents=True, exist_ok=True)
+    for name in KEPT:
+        shutil.copyfile(run / name, target / name)
+    with beside(target / "model.safetensors") as part:
+        save_file({name: value.half() for name, value in weights.items()}, part)
+
+
 def append(path: Path, line: dict[str, Any]) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
+
+
+def main(arguments: list[str]) -> int:
+    """0, or 2 for one clear line about what to change."""
+    match arguments:
+        case ["keep", run, target]:
+            try:
+                keep(resolve(run), resolve(target))
+            except OSError as error:
+                print(f"error: {first_line(error)}", file=sys.stderr)
+                return 2
+            return 0
+    print(__doc__)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

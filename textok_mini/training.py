@@ -22,6 +22,7 @@ from tqdm import tqdm
 from textok_mini.config import Config
 from textok_mini.data import as_batch
 from textok_mini.device import tune_cpu
+from textok_mini.generator import GeneratorRecipe
 from textok_mini.paths import beside
 from textok_mini.recipe import TokenizerRecipe
 from textok_mini.run import Run, TrainingError, check_folder, save_weights
@@ -35,7 +36,7 @@ def train(config: Config, output_dir: str | Path) -> Path:
     Does nothing if the run is finished, goes on from its last checkpoint if it was killed. Raises TrainingError if
     the folder holds another config's run, if another process trains in it, or if the loss is no longer a number.
     """
-    output_dir, t, c = Path(output_dir), config.training, config.tokenizer
+    output_dir, t, c = Path(output_dir), config.loop, config.tokenizer
     tune_cpu(c.num_patches + c.num_latent_tokens + c.max_text_tokens, exact=t.precision == "float32")
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))  # while one process looks through all pictures
     accelerator = Accelerator(
@@ -54,7 +55,8 @@ def train(config: Config, output_dir: str | Path) -> Path:
         except Timeout:
             raise TrainingError(f"{output_dir}: another process is training here; wait for it") from None
 
-    recipe, world = TokenizerRecipe(config, accelerator), accelerator.num_processes
+    recipe = (GeneratorRecipe if config.generator.latents else TokenizerRecipe)(config, accelerator)
+    world = accelerator.num_processes
     rows, model = recipe.rows, recipe.model
     if t.batch_size % (world * t.accumulate) or t.batch_size > len(rows):
         raise TrainingError(
@@ -90,7 +92,7 @@ def train(config: Config, output_dir: str | Path) -> Path:
             bar.close()
             raise TrainingError(
                 f"step {step}: the loss is {losses['loss'].item()} and the gradient's norm {norm.item()}; rows "
-                f"{', '.join(batch['id'])}; last good checkpoint: {run.last_checkpoint()}; lower training.learning_rate"
+                f"{', '.join(batch['id'])}; last good checkpoint: {run.last_checkpoint()}; lower the learning rate"
             )
         optimizer.step()
         optimizer.zero_grad()

@@ -1,0 +1,159 @@
+"""Pictures from a trained generator.
+
+    python -m textok_mini.sample dit=runs/dit output=runs/pictures                    # 50 of each class
+    python -m textok_mini.sample dit=runs/dit output=runs/one prompts=prompts.txt     # a DiT that is told a text
+    python -m textok_mini.sample dit=runs/dit output=runs/big shard=0/8               # one of eight processes
+
+A class's pictures get their words at decoding: captions of its own that no training has seen, from `captions` (a JSON
+file, {class: [caption, ...]}), or those that the latents' folder keeps. The output is PNGs and a metadata.jsonl, as
+`load_data` reads them. The same command goes on where a killed one stopped; `npz=true` packs all into one file in ADM's
+form. A picture follows from seed and number: it is the same in any batch and any number of processes.
+"""
+
+import itertools
+import json
+import re
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from tqdm import tqdm
+
+from textok_mini.captions import assert_disjoint
+from textok_mini.comparison import read_config
+from textok_mini.config import Config, ConfigError, require
+from textok_mini.device import best
+from textok_mini.dit import DiT
+from textok_mini.figures import to_uint8
+from textok_mini.generator import PROCESSES, Condition, draw
+from textok_mini.hub import revision
+from textok_mini.latents import LatentSpace, claim
+from textok_mini.own_data import METADATA, DataError
+from textok_mini.paths import beside, resolve
+from textok_mini.recipe import text_encoder
+from textok_mini.settings import apply_overrides, from_dict
+from textok_mini.train import complain
+
+
+@dataclass(frozen=True)
+class Settings:
+    dit: str = ""  # a run's folder
+    output: str = ""  # the folder to fill
+    tokenizer: str = ""  # where it is now, if it was moved
+    each: int = 50  # pictures of each class, or of each prompt
+    captions: str = ""  # a JSON file of the classes' captions; else the latents' own
+    prompts: str = ""  # a text file, a prompt a line; else those captions
+    guidance: float = 1.5  # 1 is none
+    guide_from: float = 0.0  # times of the process, 0 to 1,000, at which it guides
+    guide_to: float = 1_000.0
+    steps: int = 0  # 0: the process's own, 250 or 50
+    seed: int = 0
+    batch_size: int = 100
+    npz: bool = False
+    shard: str = "0/1"
+
+    def __post_init__(self):
+        for name in ("dit", "output"):
+            require(getattr(self, name) != "", name, f"a folder, as in {name}=runs/{name}")
+        for name in ("each", "batch_size"):
+            require(getattr(self, name) > 0, name, "above 0")
+        require(self.steps >= 0 and self.seed >= 0, "steps and seed", "at least 0")
+        part = re.fullmatch(r"(\d+)/(\d+)", self.shard)
+        require(part is not None and int(part[1]) < int(part[2]), "shard", "I/N with I below N, as in 0/8")
+
+
+def load_dit(folder: str | Path) -> tuple[DiT, Config]:
+    """A finished run's EMA weights in eval mode, and its config."""
+    config = read_config(resolve(folder))
+    model = DiT(config.dit)
+    model.load_state_dict(load_file(resolve(folder) / "model.safetensors"))
+    return model.eval(), config
+
+
+def asked(c: Settings, config: Config, space: LatentSpace) -> list[tuple[int, str]]:
+    """Of each picture the label (-1 for a prompt's) and the caption: `each` of a prompt, or exactly `each` of a class,
+    whose captions are taken in turn. Raises DataError for a class without captions, and captions of training's."""
+    if c.prompts:
+        if config.dit.condition != "text":
+            raise ConfigError(
+                "prompts are for a DiT that is told a text (dit.condition=text); this one is told a class"
+            )
+        lines = resolve(c.prompts).read_text(encoding="utf-8").splitlines()
+        return [(-1, line) for line in lines if line.strip() for _ in range(c.each)]
+    lists = json.loads(resolve(c.captions or space.folder / "captions.json").read_text(encoding="utf-8"))
+    if (rows := space.folder / "rows.parquet").is_file():
+        assert_disjoint(lists, datasets.Dataset.from_parquet(str(rows))["caption"][:])
+    names = space.meta["label_names"]
+    present = [names[label] for label in space.meta["present"]]
+    if lacking := [name for name in present if not lists.get(name)]:
+        raise DataError(f"{c.captions or space.folder}: no captions of class {lacking[0]!r}")
+    turns = {name: itertools.cycle(lists[name]) for name in present}
+    return [(names.index(name), next(turns[name])) for name in present for _ in range(c.each)]
+
+
+@torch.no_grad()
+def sample(c: Settings) -> None:
+    """Fills the folder. Raises ConfigError, DataError, OSError."""
+    model, config = load_dit(c.dit)
+    space, process, device = LatentSpace(config.generator.latents), PROCESSES[config.generator.process](), best()
+    tokenizer, theirs = space.tokenizer(c.tokenizer)
+    model, tokenizer, folder = model.to(device), tokenizer.to(device), resolve(c.output)
+    labels, captions = map(list, zip(*asked(c, config, space), strict=True))
+    kept = {key: value for key, value in asdict(c).items() if key not in ("output", "batch_size", "shard", "npz")}
+    claim(folder, kept | {"weights": revision(str(resolve(c.dit))), "tokenizer_weights": space.meta["revision"]})
+    reader = text_encoder(config, None, device, of="dit") if config.dit.condition == "text" else None
+    narrator = text_encoder(theirs, None, device)
+
+    def condition(numbers: list[int], none: bool) -> Condition:
+        if reader:
+            return reader(["" if none else captions[i] for i in numbers]).to(device)
+        return torch.tensor([config.dit.num_classes if none else labels[i] for i in numbers], device=device)
+
+    (first, of), names = map(int, c.shard.split("/")), [f"{i:06d}.png" for i in range(len(labels))]
+    mine = [i for i in range(first, len(names), of) if not (folder / names[i]).exists()]
+    for start in tqdm(range(0, len(mine), c.batch_size), desc=folder.name, unit="batch", disable=None):
+        numbers = mine[start : start + c.batch_size]
+        told, nothing = condition(numbers, False), condition(numbers, True)
+        span = (c.guide_from, c.guide_to)
+        x = draw(model, process, told, nothing, numbers, c.guidance, span, c.steps or process.few, c.seed)
+        text = narrator([captions[i] for i in numbers]).to(device) if narrator else None
+        for i, image in zip(numbers, to_uint8(tokenizer.decode(space.denormalise(x), text)), strict=True):
+            with beside(folder / names[i]) as part:
+                Image.fromarray(image).save(part, format="PNG")
+    if all((folder / name).exists() for name in names):
+        finish(folder, names, labels, captions, space.meta["label_names"], c.npz)
+
+
+def finish(
+    folder: Path, names: list[str], labels: list[int], captions: list[str], classes: list[str], npz: bool
+) -> None:
+    """The metadata of `load_data`'s form, and ADM's: `arr_0` uint8 (n, H, W, 3), `arr_1` the labels."""
+    said = {label: {"label": classes[label]} for label in set(labels) - {-1}}
+    rows = [{"file_name": n, "caption": t, **said.get(i, {})} for n, t, i in zip(names, captions, labels, strict=True)]
+    with beside(folder / METADATA) as part:
+        part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    if npz:
+        with beside(folder / "pictures.npz") as part, part.open("wb") as file:
+            pictures = np.stack([np.asarray(Image.open(folder / name)) for name in names])
+            np.savez(file, pictures, np.array(labels))
+
+
+def main(arguments: list[str]) -> int:
+    """0, or 2 for one clear line about what to change."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(__doc__)
+        return 0 if arguments else 2
+    try:
+        sample(from_dict(Settings, apply_overrides({}, arguments, short={})))
+    except (ConfigError, DataError, OSError) as error:
+        return complain(error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
