@@ -12,6 +12,8 @@ A grid is a folder with a `grid.yaml`, written and committed before its runs:
     arms: {textok: [], twin: [tokenizer.text_in=none]}
     comparisons: {equal steps: [textok, twin]}
     wrong: [textok]  # arms that are also told other captions: `conditions`, wrong ones by default
+    generators: {class: [generator.steps=2000]}  # DiTs over each run's latents; a comparison names them textok:class
+    samples: {each: 50}  # how they draw: settings of `sample`
 
 Training happens under `runs/`; beside the grid.yaml stay the small results, a folder a run: config, logs, and
 `metrics.npz` with every image's figures. The unit of an interval is the training seed (Student's t).
@@ -31,14 +33,15 @@ from textok_mini.comparison import WRONG, evaluate
 from textok_mini.config import Config, ConfigError, table
 from textok_mini.data import DataError, load_data
 from textok_mini.evaluation import Interval, seeds_interval
+from textok_mini.generate import generate
 from textok_mini.launch import read_log
 from textok_mini.paths import beside, project_root
-from textok_mini.run import TrainingError
+from textok_mini.run import KEPT, TrainingError
 from textok_mini.settings import load_config
 from textok_mini.training import train
 
-KEYS = {"preset", "common", "seeds", "arms", "comparisons", "lasting", "wrong", "conditions"}
-KEPT = ("config.json", "log.jsonl", "timing.jsonl")
+KEYS = {"preset", "common", "seeds", "arms", "comparisons", "lasting", "wrong", "conditions", "generators", "samples"}
+GENERATED = {"kernel_efficientnet_lite0": "kernel distance", "class": "shows its class"}
 
 
 def read_grid(folder: Path) -> dict:
@@ -48,12 +51,19 @@ def read_grid(folder: Path) -> dict:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
-    grid = {"common": [], "wrong": [], "lasting": {}, "conditions": list(WRONG)}
+    grid = {
+        "common": [],
+        "wrong": [],
+        "lasting": {},
+        "conditions": list(WRONG),
+        "generators": {},
+        "samples": {"each": 50},
+    }
     grid |= found if isinstance(found, dict) else {}
     if set(grid) != KEYS:
         raise ConfigError(f"{path}: wants the keys {', '.join(sorted(KEYS))}, has {', '.join(sorted(grid))}")
     named = {arm for pair in grid["comparisons"].values() for arm in pair} | set(grid["wrong"])
-    if unknown := named - set(grid["arms"]):
+    if unknown := named - set(grid["arms"]) - {f"{arm}:{g}" for arm in grid["arms"] for g in grid["generators"]}:
         raise ConfigError(f"{path}: no arm {', '.join(sorted(unknown))}; there are {', '.join(grid['arms'])}")
     if unknown := {label for key, label in grid["lasting"].items() if key != "margin"} - set(grid["comparisons"]):
         raise ConfigError(f"{path}: lasting: no comparison {', '.join(sorted(unknown))}")
@@ -81,7 +91,13 @@ def run(folder: Path) -> None:
                 config = load_config(grid["preset"], overrides)
                 train(config, work / name)
                 told = grid["conditions"] if arm in grid["wrong"] else ()
-                keep(work / name, kept, measure(work / name, config, told))
+                metrics = measure(work / name, config, told)
+                for generator, settings in grid["generators"].items():
+                    given = [*overrides, *settings]
+                    found = generate(grid["preset"], str(work / name), work / name / generator, given, grid["samples"])
+                    values = found["distances"] | found.get("shown", {}).get("generated", {})
+                    metrics |= {f"{generator}/{key}": np.array([value]) for key, value in values.items()}
+                keep(work / name, kept, metrics)
                 print(f"{name}: done", flush=True)
         except Timeout:
             continue  # another process has it
@@ -107,8 +123,10 @@ def keep(run_folder: Path, kept: Path, metrics: dict[str, np.ndarray]) -> None:
 
 
 def per_seed(folder: Path, grid: dict, arm: str, key: str) -> dict[int, float]:
-    """The mean over images of one metric, for every seed whose run is finished."""
-    means = {}
+    """The mean over images of one metric, for every seed whose run is finished; of what a generator of its latents
+    draws for `arm:generator`."""
+    (arm, _, generator), means = arm.partition(":"), {}
+    key = f"{generator}/{key}" if generator else key
     for seed in grid["seeds"]:
         path = folder / f"{arm}-seed{seed}" / "metrics.npz"
         if path.exists():
@@ -132,8 +150,8 @@ def compare(folder: Path, one: str, two: str, key: str) -> tuple[Interval, float
 
 
 def seconds(folder: Path, grid: dict, arm: str) -> float:
-    """Mean seconds of training of an arm's finished runs."""
-    logs = [read_log(folder / f"{arm}-seed{seed}", "timing.jsonl") for seed in grid["seeds"]]
+    """Mean seconds of training of an arm's finished runs (of the tokenizer alone)."""
+    logs = [read_log(folder / f"{arm.partition(':')[0]}-seed{seed}", "timing.jsonl") for seed in grid["seeds"]]
     return float(np.mean([log[-1]["seconds"] for log in logs if log]))
 
 
@@ -143,14 +161,15 @@ def report(folder: Path) -> str:
     titles = ("comparison", "split", "metric", "first", "second", "difference, 95% over seeds", "seconds")
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for label, (one, two) in grid["comparisons"].items():
-        for split in ("test", "zero-shot"):
-            for metric in ("psnr", "lpips"):
-                found = compare(folder, one, two, f"{split}/right/{metric}")
-                if found is None:
-                    continue
-                times = f"{seconds(folder, grid, one):.0f} / {seconds(folder, grid, two):.0f}"
-                row = [f"{label}: {one} - {two}", split, metric, f"{found[1]:.3f}", f"{found[2]:.3f}"]
-                lines.append("| " + " | ".join([*row, f"{found[0]:+.3f}", times]) + " |")
+        drawn = [("generated", name, key) for key, name in GENERATED.items()]
+        seen = [(s, metric, f"{s}/right/{metric}") for s in ("test", "zero-shot") for metric in ("psnr", "lpips")]
+        for split, metric, key in drawn if ":" in one else seen:
+            found = compare(folder, one, two, key)
+            if found is None:
+                continue
+            times = f"{seconds(folder, grid, one):.0f} / {seconds(folder, grid, two):.0f}"
+            row = [f"{label}: {one} - {two}", split, metric, f"{found[1]:.3f}", f"{found[2]:.3f}"]
+            lines.append("| " + " | ".join([*row, f"{found[0]:+.3f}", times]) + " |")
     if grid["lasting"]:
         lines += ["", *lasting(folder, grid)]
     for arm in grid["wrong"]:
