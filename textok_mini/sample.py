@@ -8,20 +8,26 @@ A class's pictures get their words at decoding: captions of its own that no trai
 file, {class: [caption, ...]}), or those that the latents' folder keeps. The output is PNGs and a metadata.jsonl, as
 `load_data` reads them. The same command goes on where a killed one stopped; `npz=true` packs all into one file in ADM's
 form. A picture follows from seed and number: it is the same in any batch and any number of processes.
+
+    painter = Painter("reference/gallery/text")
+    images = painter.paint(["a cat top left on a red background"])  # (1, 3, H, W) in [-1, 1]
 """
 
 import itertools
 import json
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch import Tensor
 from tqdm import tqdm
 
 from textok_mini.captions import assert_disjoint
@@ -75,6 +81,55 @@ def load_dit(folder: str | Path) -> tuple[DiT, Config]:
     return model.eval(), config
 
 
+class Painter:
+    """A trained DiT with all that its pictures need: the tokenizer, the latents' space, and both readers of text.
+    Raises ConfigError, DataError, OSError."""
+
+    def __init__(self, dit: str | Path, tokenizer: str | Path = ""):
+        self.device, (self.dit, self.config) = best(), load_dit(dit)
+        self.space, self.process = (
+            LatentSpace(self.config.generator.latents),
+            PROCESSES[self.config.generator.process](),
+        )
+        self.tokenizer, self.theirs = self.space.tokenizer(tokenizer)
+        self.dit, self.tokenizer = self.dit.to(self.device), self.tokenizer.to(self.device)
+        told_text = self.config.dit.condition == "text"
+        self.reader = text_encoder(self.config, None, self.device, of="dit") if told_text else None
+        self.narrator = text_encoder(self.theirs, None, self.device)
+
+    def conditions(self, asked: Sequence[int] | Sequence[str]) -> tuple[Condition, Condition]:
+        """What the DiT is told of labels or, if it reads, of texts; and what it is told for "nothing"."""
+        if self.reader:
+            return self.reader(list(asked)).to(self.device), self.reader([""] * len(asked)).to(self.device)
+        labels = torch.tensor(asked, device=self.device)
+        return labels, torch.full_like(labels, self.config.dit.num_classes)
+
+    def latents(
+        self,
+        asked: Sequence[int] | Sequence[str],
+        numbers: Sequence[int] | None = None,
+        guidance: float = 1.5,
+        span: tuple[float, float] = (0, 1_000),
+        steps: int = 0,
+        seed: int = 0,
+    ) -> Tensor:
+        """Normalised latents (B, N, d) of pictures `numbers` (0, 1, ...), each of a label or a text."""
+        numbers = range(len(asked)) if numbers is None else numbers
+        told, nothing = self.conditions(asked)
+        return draw(self.dit, self.process, told, nothing, numbers, guidance, span, steps or self.process.few, seed)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, captions: Sequence[str]) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] of normalised latents, the detokenizer told the captions."""
+        text = self.narrator(list(captions)).to(self.device) if self.narrator else None
+        return self.tokenizer.decode(self.space.denormalise(latents.to(self.device)), text).clamp(-1, 1).cpu()
+
+    def paint(self, asked: Sequence[int] | Sequence[str], captions: Sequence[str] | None = None, **how: Any) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1]: `latents(asked, **how)`, told to the detokenizer as `captions`, which are
+        the texts themselves unless given."""
+        return self.decode(self.latents(asked, **how), asked if captions is None else captions)
+
+
 def asked(c: Settings, config: Config, space: LatentSpace) -> list[tuple[int, str]]:
     """Of each picture the label (-1 for a prompt's) and the caption: `each` of a prompt, or exactly `each` of a class,
     whose captions are taken in turn. Raises DataError for a class without captions, and captions of training's."""
@@ -96,33 +151,20 @@ def asked(c: Settings, config: Config, space: LatentSpace) -> list[tuple[int, st
     return [(names.index(name), next(turns[name])) for name in present for _ in range(c.each)]
 
 
-@torch.no_grad()
 def sample(c: Settings) -> None:
     """Fills the folder. Raises ConfigError, DataError, OSError."""
-    model, config = load_dit(c.dit)
-    space, process, device = LatentSpace(config.generator.latents), PROCESSES[config.generator.process](), best()
-    tokenizer, theirs = space.tokenizer(c.tokenizer)
-    model, tokenizer, folder = model.to(device), tokenizer.to(device), resolve(c.output)
-    labels, captions = map(list, zip(*asked(c, config, space), strict=True))
+    painter, folder = Painter(c.dit, c.tokenizer), resolve(c.output)
+    space = painter.space
+    labels, captions = map(list, zip(*asked(c, painter.config, space), strict=True))
     kept = {key: value for key, value in asdict(c).items() if key not in ("output", "batch_size", "shard", "npz")}
     claim(folder, kept | {"weights": revision(str(resolve(c.dit))), "tokenizer_weights": space.meta["revision"]})
-    reader = text_encoder(config, None, device, of="dit") if config.dit.condition == "text" else None
-    narrator = text_encoder(theirs, None, device)
-
-    def condition(numbers: list[int], none: bool) -> Condition:
-        if reader:
-            return reader(["" if none else captions[i] for i in numbers]).to(device)
-        return torch.tensor([config.dit.num_classes if none else labels[i] for i in numbers], device=device)
-
     (first, of), names = map(int, c.shard.split("/")), [f"{i:06d}.png" for i in range(len(labels))]
     mine = [i for i in range(first, len(names), of) if not (folder / names[i]).exists()]
     for start in tqdm(range(0, len(mine), c.batch_size), desc=folder.name, unit="batch", disable=None):
         numbers = mine[start : start + c.batch_size]
-        told, nothing = condition(numbers, False), condition(numbers, True)
-        span = (c.guide_from, c.guide_to)
-        x = draw(model, process, told, nothing, numbers, c.guidance, span, c.steps or process.few, c.seed)
-        text = narrator([captions[i] for i in numbers]).to(device) if narrator else None
-        for i, image in zip(numbers, to_uint8(tokenizer.decode(space.denormalise(x), text)), strict=True):
+        told = [(captions if painter.reader else labels)[i] for i in numbers]
+        x = painter.latents(told, numbers, c.guidance, (c.guide_from, c.guide_to), c.steps, c.seed)
+        for i, image in zip(numbers, to_uint8(painter.decode(x, [captions[i] for i in numbers])), strict=True):
             with beside(folder / names[i]) as part:
                 Image.fromarray(image).save(part, format="PNG")
     if all((folder / name).exists() for name in names):
