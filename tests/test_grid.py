@@ -1,6 +1,7 @@
 """Grids: nothing is trained twice, and every figure of a report is recomputed here from the images' own."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -137,9 +138,9 @@ def test_generators_are_compared_by_what_they_draw(folder, monkeypatch):
     """`arm:generator` stands for that generator's own results, by seed, over the arm's own tokenizer."""
     asked = []
 
-    def drawn(preset, tokenizer, output_dir, settings, samples):
-        asked.append((output_dir.parent.name, output_dir.name, settings[-2:], samples))
-        value = len(asked) + (10 if "twin" in tokenizer else 0)
+    def drawn(preset, c, settings, samples):
+        asked.append((*Path(c.output_dir).parts[-2:], settings[-2:], samples))
+        value = len(asked) + (10 if "twin" in c.tokenizer else 0)
         return {"distances": {"kernel_efficientnet_lite0": value}, "shown": {"generated": {"class": value / 100}}}
 
     monkeypatch.setattr(grid, "generate", drawn)
@@ -150,7 +151,7 @@ def test_generators_are_compared_by_what_they_draw(folder, monkeypatch):
     small |= {"generators": {"class": ["generator.steps=3"]}, "samples": {"each": 2}}
     (there / "grid.yaml").write_text(yaml.safe_dump(small))
     grid.run(there)
-    assert asked[0] == ("textok-seed1", "class", ["seed=1", "generator.steps=3"], {"each": 2}) and len(asked) == 4
+    assert asked[0] == ("textok-seed1", "class", ["seed=1", "generator.steps=3"], ["each=2"]) and len(asked) == 4
     found, one, two = grid.compare(there, "textok:class", "twin:class", "kernel_efficientnet_lite0")
     assert (one, two, found.mean) == (2.0, 13.0, -11.0)  # of 1 and 3, and of 12 and 14
     assert "| drawn: textok:class - twin:class | generated | shows its class | 0.020 | 0.130 | -0.110" in grid.report(

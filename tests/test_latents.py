@@ -231,8 +231,8 @@ def test_one_command_goes_all_the_way_and_is_judged_on_its_pictures(home, monkey
         "smoke",
         "tokenizer=tokenizer",
         "output_dir=all",
-        "each=1",
-        "steps=2",
+        "sample.each=1",
+        "sample.steps=2",
         *DATA,
         "generator.sample_every=0",
     ]
@@ -248,3 +248,6 @@ def test_one_command_goes_all_the_way_and_is_judged_on_its_pictures(home, monkey
     assert generate.main(arguments) == 0  # nothing is done again
     assert stamps == {path: path.stat().st_mtime_ns for path in (home / "all" / "pictures").glob("*.png")}
     assert generate.main(["smoke", "output_dir=all"]) == 2
+    for wrong in ("sample.each=none", "sample.colour=red", "unseen=0", "generator.step=1"):  # before anything is made
+        assert generate.main(["smoke", "tokenizer=tokenizer", "output_dir=wrong", wrong]) == 2
+    assert not (home / "wrong").exists()

@@ -47,8 +47,11 @@ class AttributeReader(nn.Module):
     def __init__(self, classes: int, names: Sequence[str]):
         super().__init__()
         self.options = {
-            "class": list(range(classes)), "object": list(names), "place": list(CELLS), "background": list(BACKGROUNDS)
-        }  # fmt: skip
+            "class": list(range(classes)),
+            "object": list(names) or [""],
+            "place": list(CELLS),
+            "background": list(BACKGROUNDS),
+        }
         widths, layers = (3, 32, 64, 128), []
         for a, b in pairwise(widths):
             layers += [nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU(), nn.MaxPool2d(2)]
@@ -78,7 +81,10 @@ class AttributeReader(nn.Module):
         for _ in trange(steps, desc="reading attributes", disable=None):
             chosen = rng.integers(len(rows), size=batch_size)
             logits = reader(to_float(rows.images(chosen.tolist())))
-            loss = sum(F.cross_entropy(logits[name], targets[name][chosen], ignore_index=-1) for name in ATTRIBUTES)
+            # Divided by the batch, not by the targets, of which captions that are no scenes' have none.
+            wanted = {name: targets[name][chosen] for name in ATTRIBUTES}
+            terms = (F.cross_entropy(logits[n], y, ignore_index=-1, reduction="sum") for n, y in wanted.items())
+            loss = sum(terms) / batch_size
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -86,13 +92,13 @@ class AttributeReader(nn.Module):
         return reader.eval()
 
     @classmethod
-    def of(cls, data: DataConfig, image_size: int) -> "AttributeReader":
+    def of(cls, data: DataConfig, image_size: int, steps: int = 1_500) -> "AttributeReader":
         """The reader of a world, learnt once and kept under `data/readers/`."""
-        path = data_dir() / "readers" / f"{digest([to_dict(data), image_size])}.safetensors"
+        path = data_dir() / "readers" / f"{digest([to_dict(data), image_size, steps])}.safetensors"
         rows = load_data(data, "train", image_size)
         if not path.is_file():
             with beside(path) as part:
-                save_file(cls.learn(rows).state_dict(), part)
+                save_file(cls.learn(rows, steps).state_dict(), part)
         reader = cls(len(rows.label_names), named(rows))
         reader.load_state_dict(load_file(path))
         return reader.eval()

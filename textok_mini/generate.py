@@ -1,14 +1,17 @@
 """From a trained tokenizer to generated pictures, and what they are like, by one command.
 
-    python -m textok_mini.generate laptop tokenizer=runs/textok output_dir=runs/generated [each=50 key.subkey=value ...]
+    python -m textok_mini.generate laptop tokenizer=runs/textok output_dir=runs/generated
+        [unseen=15 sample.each=50 sample.guidance=1.5 key.subkey=value ...]
 
 Latents, a DiT, pictures, and `results.json`: distances to held-out pictures, and of scenes what is shown as asked. Each
 step is its own command too (`latents`, `train`, `sample`), for many machines; this one runs whatever is not done yet.
+A class's pictures are drawn with its `unseen` captions that no training has seen, in turn.
 """
 
 import json
 import sys
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -18,33 +21,46 @@ from PIL import Image
 from textok_mini import latents, sample
 from textok_mini.attributes import AttributeReader
 from textok_mini.comparison import load_run
-from textok_mini.config import ConfigError
+from textok_mini.config import ConfigError, require
 from textok_mini.data import load_data
 from textok_mini.evaluation import generation_metrics
 from textok_mini.latents import Latents
 from textok_mini.own_data import METADATA, DataError
 from textok_mini.paths import beside, resolve
 from textok_mini.run import TrainingError
-from textok_mini.settings import load_config
+from textok_mini.settings import apply_overrides, from_dict, load_config
 from textok_mini.train import complain
 from textok_mini.training import train
 
-OF_SAMPLES = {f.name for f in fields(sample.Settings)} - {"dit", "output", "shard", "seed"}
+
+@dataclass(frozen=True)
+class Settings:
+    tokenizer: str = ""  # a run's folder
+    output_dir: str = ""  # the folder to fill
+    unseen: int = 15  # captions of each class that no training has seen
+
+    def __post_init__(self):
+        for name in ("tokenizer", "output_dir"):
+            require(getattr(self, name) != "", name, f"a folder, as in {name}=runs/{name}")
+        require(self.unseen > 0, "unseen", "above 0")
 
 
-def generate(preset: str, tokenizer: str, output_dir: Path, settings: list[str], samples: dict) -> dict:
-    """Fills `output_dir` and returns its results. The DiT has the tokenizer's latents and the data's classes."""
-    folder = output_dir / "latents"
-    latents.encode(latents.Settings(tokenizer=tokenizer, latents=str(folder), captions=min(30, samples["each"])))
-    rows = Latents(folder)
+def generate(preset: str, c: Settings, settings: Sequence[str], samples: Sequence[str]) -> dict:
+    """Fills `output_dir` and returns its results. The DiT has the tokenizer's latents and the data's classes;
+    `settings` are of its training, `samples` of `sample`."""
+    folder = resolve(c.output_dir)
+    places = [f"dit={folder / 'dit'}", f"output={folder / 'pictures'}", f"tokenizer={c.tokenizer}"]
+    load_config(preset, settings)  # a wrong setting is said before anything is made
+    how = from_dict(sample.Settings, apply_overrides({}, [*places, *samples], short={}))
+    wanted = latents.Settings(c.tokenizer, str(folder / "latents"), captions=min(c.unseen, how.each))
+    latents.encode(wanted)
+    rows = Latents(folder / "latents")
     (count, channels), classes = rows.shape, max(1, len(rows.space.meta["label_names"]))
     of_data = [f"dit.num_latent_tokens={count}", f"dit.latent_dim={channels}", f"dit.num_classes={classes}"]
-    config = load_config(preset, [*of_data, *settings, f"generator.latents={folder}"])
-    train(config, output_dir / "dit")
-    pictures = output_dir / "pictures"
-    sample.sample(sample.Settings(dit=str(output_dir / "dit"), output=str(pictures), tokenizer=tokenizer, **samples))
-    results = measure(pictures, rows)
-    with beside(output_dir / "results.json") as part:
+    train(load_config(preset, [*of_data, *settings, f"generator.latents={folder / 'latents'}"]), folder / "dit")
+    sample.sample(how)
+    results = measure(folder / "pictures", rows)
+    with beside(folder / "results.json") as part:
         part.write_text(json.dumps(results, indent=1), encoding="utf-8")
     return results
 
@@ -75,14 +91,12 @@ def main(arguments: list[str]) -> int:
         print(__doc__)
         return 0 if arguments else 2
     preset, *settings = arguments
-    given = dict(s.split("=", 1) for s in settings if "=" in s)
+    own, samples = {f.name for f in fields(Settings)}, [s for s in settings if s.startswith("sample.")]
+    mine = [s for s in settings if s.partition("=")[0] in own]
+    rest = [s for s in settings if s not in samples + mine]
     try:
-        for name in ("tokenizer", "output_dir"):
-            if name not in given:
-                raise ConfigError(f"{name} must be a folder, as in {name}=runs/{name}")
-        samples = {key: json.loads(value) for key, value in given.items() if key in OF_SAMPLES - {"tokenizer"}}
-        rest = [s for s in settings if s.partition("=")[0] not in {*OF_SAMPLES, "output_dir"}]
-        results = generate(preset, given["tokenizer"], resolve(given["output_dir"]), rest, {"each": 50} | samples)
+        c = from_dict(Settings, apply_overrides({}, mine, short={}))
+        results = generate(preset, c, rest, [s.removeprefix("sample.") for s in samples])
     except (ConfigError, DataError, TrainingError, OSError) as error:
         return complain(error)
     print(json.dumps(results, indent=1))

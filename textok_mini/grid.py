@@ -33,7 +33,7 @@ from textok_mini.comparison import WRONG, evaluate
 from textok_mini.config import Config, ConfigError, table
 from textok_mini.data import DataError, load_data
 from textok_mini.evaluation import Interval, seeds_interval
-from textok_mini.generate import generate
+from textok_mini.generate import Settings, generate
 from textok_mini.launch import read_log
 from textok_mini.paths import beside, project_root
 from textok_mini.run import KEPT, TrainingError
@@ -93,8 +93,9 @@ def run(folder: Path) -> None:
                 told = grid["conditions"] if arm in grid["wrong"] else ()
                 metrics = measure(work / name, config, told)
                 for generator, settings in grid["generators"].items():
-                    given = [*overrides, *settings]
-                    found = generate(grid["preset"], str(work / name), work / name / generator, given, grid["samples"])
+                    where = Settings(str(work / name), str(work / name / generator))
+                    how = [f"{key}={value}" for key, value in grid["samples"].items()]
+                    found = generate(grid["preset"], where, [*overrides, *settings], how)
                     values = found["distances"] | found.get("shown", {}).get("generated", {})
                     metrics |= {f"{generator}/{key}": np.array([value]) for key, value in values.items()}
                 keep(work / name, kept, metrics)
