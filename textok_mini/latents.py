@@ -18,8 +18,9 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -96,8 +97,8 @@ class Latents(Dataset):
 
     def __init__(self, folder: str | Path):
         self.space = LatentSpace(folder)
-        table = datasets.Dataset.from_parquet(str(self.space.folder / "rows.parquet"))
-        self.ids, self.captions, self.labels = table["id"][:], table["caption"][:], torch.tensor(table["label"][:])
+        table = pq.read_table(self.space.folder / "rows.parquet").to_pydict()
+        self.ids, self.captions, self.labels = table["id"], table["caption"], torch.tensor(table["label"])
         files = sorted(self.space.folder.glob("latents-*.npy"))
         self.files = [np.load(file, mmap_mode="r") for file in files]  # a file is read where it is asked for
         self.shape = self.files[0].shape[1:]
@@ -169,7 +170,7 @@ def finish(folder: Path, meta: dict, paths: list[Path], table: dict) -> None:
     mean = total / count
     moments = {"mean": mean.tolist(), "deviation": np.sqrt(squares / count - mean**2).tolist()}
     with beside(folder / "rows.parquet") as part:
-        datasets.Dataset.from_dict(table).to_parquet(str(part))
+        pq.write_table(pa.table(table), part)
     with beside(folder / "latents.json") as part:
         part.write_text(json.dumps(meta | moments, indent=2), encoding="utf-8")
 

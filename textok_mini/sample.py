@@ -22,8 +22,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -142,7 +142,7 @@ def asked(c: Settings, config: Config, space: LatentSpace) -> list[tuple[int, st
         return [(-1, line) for line in lines if line.strip() for _ in range(c.each)]
     lists = json.loads(resolve(c.captions or space.folder / "captions.json").read_text(encoding="utf-8"))
     if (rows := space.folder / "rows.parquet").is_file():
-        assert_disjoint(lists, datasets.Dataset.from_parquet(str(rows))["caption"][:])
+        assert_disjoint(lists, pq.read_table(rows, columns=["caption"])["caption"].to_pylist())
     names = space.meta["label_names"]
     present = [names[label] for label in space.meta["present"]]
     if lacking := [name for name in present if not lists.get(name)]:
