@@ -1,5 +1,7 @@
 """The figures against their definitions: closed forms, scipy, and a second implementation where needed."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -14,10 +16,10 @@ from textok_mini.evaluation import (
     LITE0,
     EfficientNetLite0,
     Interval,
+    against_reference,
     bootstrap_mean,
     clip_score,
     distances,
-    fid_to_reference,
     frechet,
     generation_metrics,
     image_metrics,
@@ -269,10 +271,52 @@ def test_precision_and_recall_are_the_shares_near_three_neighbours(real, feature
     assert distances(real, fake).items() <= found.items()
 
 
-def test_reference_statistics_must_be_some(tmp_path):
+def test_against_reference_is_each_measure_by_itself(tmp_path, monkeypatch, real):
+    """Inception's place is taken by 12 pixels and logits of 4 classes, whose measures are closed forms."""
+    monkeypatch.setattr(evaluation, "inception_weights", lambda path: tmp_path)
+    pixels = lambda images: images[:, :, 4:12:4, 4:12:4].flatten(1).float() / 255  # noqa: E731
+
+    def extractor(images):
+        which = images[:, 0, 0, 0].long() % 4
+        return pixels(images), 50.0 * F.one_hot(which, 4)
+
+    monkeypatch.setattr(evaluation, "create_feature_extractor", lambda *_, **__: extractor)
+    fake = noisy(real, 0.15)
+    classes = fake[:, 0, 0, 0].numpy() % 4
+    x, y = pixels(real).double().numpy(), pixels(fake).double().numpy()
+    statistics = {"mu": x.mean(0), "sigma": np.cov(x, rowvar=False)}
+    np.savez(tmp_path / "all.npz", arr_0=real.permute(0, 2, 3, 1).numpy(), **statistics)
+    found = against_reference(fake, tmp_path / "all.npz")
+    root = linalg.sqrtm(np.cov(y, rowvar=False) @ statistics["sigma"]).real
+    trace = np.trace(np.cov(y, rowvar=False) + statistics["sigma"] - 2 * root)
+    assert found["fid"] == pytest.approx(((x.mean(0) - y.mean(0)) ** 2).sum() + trace, abs=1e-5)
+    # Sure of one class each, so a part's score is e to the entropy of its classes; ten parts in random order.
+    order, score = np.random.RandomState(2020).permutation(len(fake)), []
+    for part in range(10):
+        share = np.bincount(classes[order][part * 48 // 10 : (part + 1) * 48 // 10]) / len(
+            range(part * 48 // 10, (part + 1) * 48 // 10)
+        )
+        score.append(np.exp(-(share[share > 0] * np.log(share[share > 0])).sum()))
+    assert found["inception_score"] == pytest.approx(np.mean(score), abs=1e-6)
+    gaps = np.linalg.norm(x[:, None] - x[None], axis=2)
+    radius = np.sort(gaps, axis=1)[:, 3]
+    near = (np.linalg.norm(y[:, None] - x[None], axis=2) <= radius).any(1).mean()
+    assert found["precision"] == pytest.approx(near, abs=0.01) and 0 < found["recall"] <= 1
+
+
+def test_a_file_of_pictures_is_measured_by_one_command(tmp_path, monkeypatch, capsys):
+    np.savez(tmp_path / "fake.npz", np.zeros((6, 8, 8, 3), np.uint8), np.array([0, 0, 0, 4, 4, 4]))
+    measure = lambda images, reference: {"fid": float(len(images)), "side": images.shape[3]}  # noqa: E731
+    monkeypatch.setattr(evaluation, "against_reference", measure)
+    assert evaluation.main([f"{tmp_path / 'fake.npz'}", "there.npz"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"pictures": 6, "a class": [3, 3], "fid": 6.0, "side": 8}
+    assert evaluation.main([str(tmp_path / "none.npz"), "there.npz"]) == 2 and "none.npz" in capsys.readouterr().err
+
+
+def test_a_reference_must_be_one(tmp_path):
     np.savez(tmp_path / "arr.npz", np.zeros(3))
-    with pytest.raises(OSError, match=r"an \.npz with mu and sigma"):
-        fid_to_reference(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), tmp_path / "arr.npz")
+    with pytest.raises(OSError, match=r"an \.npz with mu, sigma and arr_0"):
+        against_reference(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), tmp_path / "arr.npz")
 
 
 def test_clip_score_is_a_hundred_cosines(tmp_path):

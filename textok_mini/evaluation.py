@@ -5,13 +5,17 @@
     distances(to_uint8(originals), to_uint8(reconstructions))     # {"kernel_efficientnet_lite0": 0.04, ...}
     seeds_interval([0.84, 0.78, 0.80, 0.83, 0.79])                # +0.81 [+0.78, +0.84]
 
+    python -m textok_mini.evaluation pictures.npz VIRTUAL_imagenet256_labeled.npz    # of `sample`, against ADM's file
+
 Images are `(N, 3, H, W)` floats in [-1, 1], clipped to that range, unless a name says uint8. A distance compares two
 crowds by an ImageNet network's features: "FID" means Inception's, so on another network's it has another name here.
 """
 
 import functools
 import hashlib
+import json
 import math
+import sys
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +32,14 @@ from torch.utils.data import Subset
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from torch_fidelity.utils import create_feature_extractor
 from transformers import CLIPModel, CLIPProcessor
 
 from textok_mini.device import best
-from textok_mini.hub import from_hub
+from textok_mini.hub import first_line, from_hub
 from textok_mini.losses import LPIPS, Trunk
 
 _lpips = functools.cache(LPIPS)  # one network a trunk
@@ -183,24 +189,37 @@ def fidelity(
     return {keys[key]: float(value) for key, value in found.items() if key in keys}
 
 
-def fid_to_reference(fake: Tensor, reference: str | Path, weights_path: str | Path | None = None) -> float:
-    """FID of images (N, 3, H, W) uint8 to the statistics of ADM's reference file (`VIRTUAL_imagenet256_labeled.npz`, of
-    openai/guided-diffusion), whose `mu` and `sigma` are those of Inception's features of all training images."""
+def against_reference(fake: Tensor, reference: str | Path, weights_path: str | Path | None = None) -> dict[str, float]:
+    """`fid`, `inception_score`, `precision` and `recall` of images (N, 3, H, W) uint8 against ADM's reference file
+    (`VIRTUAL_imagenet256_labeled.npz`, of openai/guided-diffusion): its `mu` and `sigma` are those of Inception's
+    features of all training images, its `arr_0` are 10,000 of them. Raises OSError, one line."""
     try:
         with np.load(reference) as stored:
-            theirs = {"mu": stored["mu"], "sigma": stored["sigma"]}
+            theirs, real = {"mu": stored["mu"], "sigma": stored["sigma"]}, torch.from_numpy(stored["arr_0"])
     except (OSError, KeyError, ValueError) as error:
-        raise OSError(f"{reference}: no reference statistics (an .npz with mu and sigma): {error}") from None
+        raise OSError(f"{reference}: no reference (an .npz with mu, sigma and arr_0): {error}") from None
     extractor = create_feature_extractor(
-        "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(inception_weights(weights_path)),
-        cuda=torch.cuda.is_available(),
+        "inception-v3-compat", ["2048", "logits_unbiased"], cuda=torch.cuda.is_available(),
+        feature_extractor_weights_path=str(inception_weights(weights_path)),
     )  # fmt: skip
-    features = [extractor(part.to(best()))[0].cpu() for part in fake.split(64)]
-    return frechet(fid_features_to_statistics(torch.cat(features)), theirs)
+
+    def features(images: Tensor) -> list[Tensor]:
+        parts = [extractor(part.to(best())) for part in images.split(64)]
+        return [torch.cat([part[i] for part in parts]).cpu() for i in range(2)]
+
+    (pooled, logits), (of_real, _) = features(fake), features(real.permute(0, 3, 1, 2).contiguous())
+    shares = prc_features_to_metric(pooled, of_real, prc_neighborhood=3, save_cpu_ram=True, verbose=False)
+    return {
+        "fid": frechet(fid_features_to_statistics(pooled), theirs),
+        "inception_score": isc_features_to_metric(logits)[torch_fidelity.KEY_METRIC_ISC_MEAN],
+        "precision": float(shares[torch_fidelity.KEY_METRIC_PRECISION]),
+        "recall": float(shares[torch_fidelity.KEY_METRIC_RECALL]),
+    }
 
 
 def frechet(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> float:
     """|m - m'|^2 + tr(S + S' - 2 (S S')^(1/2)) of two Gaussians {"mu": (d,), "sigma": (d, d)}."""
+    ours, theirs = ({k: np.asarray(v, np.float64) for k, v in of.items()} for of in (ours, theirs))
     return float(fid_statistics_to_metric(ours, theirs, verbose=False)[torch_fidelity.KEY_METRIC_FID])
 
 
@@ -282,3 +301,24 @@ def _checked(values: Sequence[float]) -> np.ndarray:
     if values.ndim != 1 or len(values) < 2 or not np.isfinite(values).all():
         raise ValueError(f"an interval needs two or more finite values, not {values}")
     return values
+
+
+def main(arguments: list[str]) -> int:
+    """0, or 2 for one clear line about what to change."""
+    if len(arguments) != 2:
+        print(__doc__)
+        return 2
+    try:
+        with np.load(arguments[0]) as stored:
+            images, labels = torch.from_numpy(stored["arr_0"]).permute(0, 3, 1, 2).contiguous(), stored["arr_1"]
+        counts = np.unique(labels, return_counts=True)[1]
+        found = {"pictures": len(images), "a class": [int(counts.min()), int(counts.max())]}
+        print(json.dumps(found | against_reference(images, arguments[1]), indent=1))
+    except (OSError, KeyError, ValueError) as error:
+        print(f"error: {arguments[0]}: {first_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

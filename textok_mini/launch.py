@@ -39,9 +39,10 @@ def follow(
 ) -> None:
     """One training a name, `commands[name]` its overrides, into `folder/name`; `draw(logs)` is shown meanwhile.
 
-    All run side by side and share the cores.
+    All run side by side and share the cores, or as many as OMP_NUM_THREADS says.
     Raises TrainingError with the last line of a run that failed; the others are then ended (they can resume)."""
-    threads, folders = max(1, (os.cpu_count() or 1) // len(commands)), {n: Path(folder) / n for n in commands}
+    cores = int(os.environ.get("OMP_NUM_THREADS", "0")) or os.cpu_count() or 1
+    threads, folders = max(1, cores // len(commands)), {n: Path(folder) / n for n in commands}
     running, begun = {}, time.perf_counter()
     line, picture, drawn = DisplayHandle(), DisplayHandle(), False
     line.display(Markdown("starting ..."))
