@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -220,6 +221,22 @@ def test_prompts_are_drawn_as_they_are_told(home, tmp_path):
     shutil.rmtree(out)
 
 
+def test_controls_are_told_the_captions_and_have_real_or_random_latents(home):
+    rows, seen = Latents("latents"), []
+    labels = [int(label) for label in rows.labels[:6]]
+    them = SimpleNamespace(decode=lambda x, captions: seen.append((x, captions)) or torch.zeros(len(x), 3, 8, 8))
+    pictures = generate.controls(them, rows, labels, list("abcdef"))
+    assert {name: (*images.shape, images.dtype) for name, images in pictures.items()} == {
+        name: (6, 3, 8, 8, torch.uint8) for name in ("random latent tokens", "another's of its class")
+    }
+    (random, told), (another, _) = seen
+    assert told == list("abcdef") and 0.5 < random.std() < 1.5
+    every = rows.__getitems__(list(range(len(rows))))["latents"]
+    for x, label in zip(another, labels, strict=True):
+        same = (every == x).flatten(1).all(1).nonzero().flatten().tolist()
+        assert same and {int(rows.labels[row]) for row in same} == {label}
+
+
 def test_one_command_goes_all_the_way_and_is_judged_on_its_pictures(home, monkeypatch):
     names = sorted(
         {scene.objects[0].name for scene in map(load_data(load_run(home / "tokenizer")[1].data).scene, range(64))}
@@ -244,6 +261,13 @@ def test_one_command_goes_all_the_way_and_is_judged_on_its_pictures(home, monkey
     test = load_data(load_run(home / "tokenizer")[1].data, "test", 32)
     real = reader.score(test.images(list(range(len(test)))), test.labels.tolist(), test.captions)
     assert results["shown"]["real"]["place"] == pytest.approx(np.nanmean(real["place"])) and len(rows)
+    assert set(results["shown"]) == {
+        "generated",
+        "real",
+        "drawn again",
+        "random latent tokens",
+        "another's of its class",
+    }
     stamps = {path: path.stat().st_mtime_ns for path in (home / "all" / "pictures").glob("*.png")}
     assert generate.main(arguments) == 0  # nothing is done again
     assert stamps == {path: path.stat().st_mtime_ns for path in (home / "all" / "pictures").glob("*.png")}

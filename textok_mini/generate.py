@@ -8,6 +8,7 @@ step is its own command too (`latents`, `train`, `sample`), for many machines; t
 A class's pictures are drawn with its `unseen` captions that no training has seen, in turn.
 """
 
+import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -17,17 +18,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from textok_mini import latents, sample
 from textok_mini.attributes import AttributeReader
-from textok_mini.comparison import load_run
+from textok_mini.comparison import reconstruct
 from textok_mini.config import ConfigError, require
 from textok_mini.data import load_data
-from textok_mini.evaluation import generation_metrics
+from textok_mini.evaluation import generation_metrics, to_uint8
 from textok_mini.latents import Latents
 from textok_mini.own_data import METADATA, DataError
 from textok_mini.paths import beside, resolve
 from textok_mini.run import TrainingError
+from textok_mini.sample import Painter
 from textok_mini.settings import apply_overrides, from_dict, load_config
 from textok_mini.train import complain
 from textok_mini.training import train
@@ -59,30 +62,47 @@ def generate(preset: str, c: Settings, settings: Sequence[str], samples: Sequenc
     of_data = [f"dit.num_latent_tokens={count}", f"dit.latent_dim={channels}", f"dit.num_classes={classes}"]
     train(load_config(preset, [*of_data, *settings, f"generator.latents={folder / 'latents'}"]), folder / "dit")
     sample.sample(how)
-    results = measure(folder / "pictures", rows)
+    results = measure(folder / "pictures", Painter(how.dit, c.tokenizer), rows)
     with beside(folder / "results.json") as part:
         part.write_text(json.dumps(results, indent=1), encoding="utf-8")
     return results
 
 
-def measure(pictures: Path, rows: Latents) -> dict:
+def measure(pictures: Path, painter: Painter, rows: Latents) -> dict:
     """Generated pictures against held-out ones: distances, precision and recall; of scenes the shares that show what
-    was asked, beside real pictures' own."""
+    was asked, beside those of real pictures, of real ones drawn again, and of `controls`."""
     said = [json.loads(line) for line in (pictures / METADATA).read_text(encoding="utf-8").splitlines()]
-    _, theirs = load_run(resolve(rows.space.meta["tokenizer"]))
+    theirs = painter.theirs
     images = torch.from_numpy(np.stack([np.asarray(Image.open(pictures / line["file_name"])) for line in said]))
     images, size = images.permute(0, 3, 1, 2).contiguous(), theirs.tokenizer.image_size
     test = load_data(theirs.data, "test", size)
     real = test.images(list(range(len(test))))
     results = {"pictures": len(said), "distances": generation_metrics(real, images)}
     if test.world is not None:
-        reader = AttributeReader.of(theirs.data, size)
-        names = rows.space.meta["label_names"]
+        reader, names = AttributeReader.of(theirs.data, size), rows.space.meta["label_names"]
         labels, captions = [names.index(line["label"]) for line in said], [line["caption"] for line in said]
-        scores = {"generated": reader.score(images, labels, captions)}
-        scores["real"] = reader.score(real, test.labels.tolist(), test.captions)
+        again = to_uint8(reconstruct(painter.tokenizer, test, painter.narrator))
+        asked, own = (labels, captions), (test.labels.tolist(), test.captions)
+        sets = {"generated": (images, *asked), "real": (real, *own), "drawn again": (again, *own)}
+        sets |= {name: (them, *asked) for name, them in controls(painter, rows, labels, captions).items()}
+        scores = {name: reader.score(*given) for name, given in sets.items()}
         results["shown"] = {of: {n: float(np.nanmean(v)) for n, v in found.items()} for of, found in scores.items()}
     return results
+
+
+def controls(painter: Painter, rows: Latents, labels: Sequence[int], captions: Sequence[str]) -> dict[str, Tensor]:
+    """What the captions bring about without a generator, uint8: drawn with random latent tokens, and with those of
+    another picture of the same class."""
+    places = {label: itertools.cycle((rows.labels == label).nonzero().flatten().tolist()) for label in set(labels)}
+    latents = {
+        "random latent tokens": torch.randn(len(labels), *rows.shape, generator=torch.Generator().manual_seed(0)),
+        "another's of its class": rows.__getitems__([next(places[label]) for label in labels])["latents"],
+    }
+    parts = [slice(i, i + 100) for i in range(0, len(labels), 100)]
+    return {
+        name: torch.cat([to_uint8(painter.decode(x[part], captions[part])) for part in parts])
+        for name, x in latents.items()
+    }
 
 
 def main(arguments: list[str]) -> int:
