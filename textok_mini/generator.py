@@ -102,7 +102,8 @@ def draw(
     steps: int = 250,
     seed: int = 0,
 ) -> Tensor:
-    """Normalised latents (B, N, d) of `pictures`' numbers: each follows from seed, number and condition alone."""
+    """Normalised latents (B, N, d) of `pictures`' numbers: each follows from seed, number and condition alone. The
+    noise at the start is the same for any number of steps."""
     c, device = model.config, next(model.parameters()).device
     shape = (c.num_latent_tokens, c.latent_dim)
 
@@ -110,4 +111,4 @@ def draw(
         return noise_of(seed, pictures, step, shape).to(device)
 
     predict = guided(model, condition, nothing, scale, interval)
-    return process.sample(predict, fresh(steps), fresh, steps)
+    return process.sample(predict, fresh(0), fresh, steps)

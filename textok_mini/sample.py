@@ -87,10 +87,8 @@ class Painter:
 
     def __init__(self, dit: str | Path, tokenizer: str | Path = ""):
         self.device, (self.dit, self.config) = best(), load_dit(dit)
-        self.space, self.process = (
-            LatentSpace(self.config.generator.latents),
-            PROCESSES[self.config.generator.process](),
-        )
+        self.space = LatentSpace(self.config.generator.latents)
+        self.process = PROCESSES[self.config.generator.process]()
         self.tokenizer, self.theirs = self.space.tokenizer(tokenizer)
         self.dit, self.tokenizer = self.dit.to(self.device), self.tokenizer.to(self.device)
         told_text = self.config.dit.condition == "text"
@@ -126,7 +124,9 @@ class Painter:
 
     def paint(self, asked: Sequence[int] | Sequence[str], captions: Sequence[str] | None = None, **how: Any) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1]: `latents(asked, **how)`, told to the detokenizer as `captions`, which are
-        the texts themselves unless given."""
+        the texts themselves unless given. Raises ValueError for labels without captions."""
+        if captions is None and self.reader is None:
+            raise ValueError("pictures of labels need captions too: what the detokenizer is told")
         return self.decode(self.latents(asked, **how), asked if captions is None else captions)
 
 
