@@ -102,6 +102,30 @@ def test_shards_and_killed_runs_fill_the_same_folder(home, monkeypatch):
     torch.testing.assert_close(both, one.__getitems__(whole)["latents"], atol=1e-5, rtol=1e-5)
 
 
+def test_a_mirrored_row_is_the_flipped_picture_and_only_where_its_caption_allows(home, tmp_path):
+    rng, folder = np.random.default_rng(0), tmp_path / "own"
+    lines = [("a cat top left on a red background", True), ("a red kite", False), ("a dog to the right", True)] * 4
+    folder.mkdir()
+    with (folder / "metadata.jsonl").open("w") as file:
+        for i, (caption, _) in enumerate(lines):
+            Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / f"{i}.png")
+            file.write(json.dumps({"file_name": f"{i}.png", "caption": caption}) + "\n")
+    given = ["tokenizer=tokenizer", f"latents={tmp_path / 'out'}", "captions=0"]
+    assert main([*given, f"data={folder}", "data.mirror=true"]) == 0
+    rows, (model, config) = Latents(tmp_path / "out"), load_run(home / "tokenizer")
+    data = load_data(str(folder), "train", 32)
+    free = [i for i, caption in enumerate(data.captions) if caption == "a red kite"]
+    assert 0 < len(free) < len(data) and len(rows) == len(data) + len(free)
+    assert rows.captions[len(data) :] == ["a red kite"] * len(free)
+    images = to_float(data.images(free)).flip(-1)
+    with torch.no_grad():
+        text = text_encoder(config, None, torch.device("cpu"))(["a red kite"] * len(free))
+        expected = rows.space.normalise(model.encode(images, text))
+    found = rows.__getitems__(list(range(len(data), len(rows))))["latents"]
+    torch.testing.assert_close(found, expected, atol=1e-2, rtol=1e-2)
+    assert (found - rows.__getitems__(free)["latents"]).abs().max() > 0.1  # or the flip would go unseen
+
+
 def test_kept_captions_are_no_trainings(home):
     lists = json.loads((home / "latents" / "captions.json").read_text())
     trained = set(map(plain, Latents("latents").captions))

@@ -27,7 +27,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from textok_mini.captions import class_captions
-from textok_mini.comparison import load_run
+from textok_mini.comparison import load_run, read_config
 from textok_mini.config import Config, ConfigError, DataConfig, require
 from textok_mini.data import SIDED, load_data
 from textok_mini.device import best
@@ -35,7 +35,7 @@ from textok_mini.hub import revision
 from textok_mini.own_data import DataError
 from textok_mini.paths import beside, resolve
 from textok_mini.recipe import text_encoder, to_float
-from textok_mini.settings import apply_overrides, from_dict, to_dict
+from textok_mini.settings import apply_overrides, from_dict, merge, to_dict
 from textok_mini.tokenizer import TexTok
 from textok_mini.train import complain
 
@@ -46,7 +46,7 @@ ROWS_A_FILE = 16_384
 class Settings:
     tokenizer: str = ""  # a run's folder
     latents: str = ""  # the folder to fill
-    data: DataConfig = field(default_factory=DataConfig)  # left out, the tokenizer's own
+    data: DataConfig = field(default_factory=DataConfig)  # the tokenizer's own, but for what is given
     split: str = "train"
     captions: int = 30  # of each class, held out: what a generator's pictures of it are decoded with; 0 is none
     batch_size: int = 64
@@ -181,7 +181,10 @@ def main(arguments: list[str]) -> int:
         print(__doc__)
         return 0 if arguments else 2
     try:
-        encode(from_dict(Settings, apply_overrides({}, arguments, short={"data": "data.source"})))
+        given = apply_overrides({}, arguments, short={"data": "data.source"})
+        run = given.get("tokenizer")
+        theirs = {"data": to_dict(read_config(resolve(run)).data)} if run else {}
+        encode(from_dict(Settings, merge(theirs, given)))
     except (ConfigError, DataError, OSError) as error:
         return complain(error)
     return 0
