@@ -122,11 +122,15 @@ def test_runs_share_the_cores_and_their_logs_are_drawn(tmp_path, monkeypatch):
     started, drawn = [], []
     monkeypatch.setattr(launch, "start", lambda *given: started.append(given) or Ended())
     monkeypatch.setattr(launch.os, "cpu_count", lambda: 5)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "log.jsonl").write_text('{"step": 7}\n')
     launch.follow({"one": ["a=1"], "two": []}, "smoke", tmp_path, drawn.append, every=0)
     assert started == [(["a=1"], "smoke", tmp_path / "one", 2), ([], "smoke", tmp_path / "two", 2)]
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    launch.follow({"one": []}, "smoke", tmp_path, every=0)
+    assert started[-1] == ([], "smoke", tmp_path / "one", 1)
     assert drawn[-1] == {"one": [{"step": 7}], "two": [{"step": 7}]}
 
 
