@@ -136,15 +136,8 @@ def test_the_citation_names_this_version_and_the_paper():
 
 
 def test_the_library_stays_small():
-    """4,250 lines for tokenizer, data, training and comparisons, and what captioning and generation add to them."""
     lines = {file.name: len(file.read_text().splitlines()) for file in LIBRARY}
-    captions = {"captions.py", "captioner.py", "caption_store.py", "audit.py"}
-    generation = {
-        f"{name}.py" for name in ("latents", "dit", "diffusion", "generator", "sample", "generate", "attributes")
-    }
-    assert sum(count for name, count in lines.items() if name not in captions | generation) <= 4250
-    assert sum(lines[name] for name in captions) <= 640 and sum(lines[name] for name in generation) <= 1040, lines
-    assert max(lines.values()) <= 380, lines
+    assert sum(lines.values()) <= 5_950 and max(lines.values()) <= 330, lines
 
 
 def test_nothing_loads_a_file_that_can_run_code():

@@ -1,7 +1,7 @@
 """The generator's recipe: what a step of a DiT's training is, and how its pictures are drawn.
 
     recipe = GeneratorRecipe(config, accelerator)        # `training.train` runs it, as it runs the tokenizer's
-    latents = draw(model, process, condition, nothing, keys, scale=2.0)
+    latents = sample_latents(model, process, condition, nothing, keys, scale=2.0)
 
 The DiT learns normalised latents (`latents.py`). Told a class, its pictures get their words at decoding only: the paper
 draws them from captions of that class that no training has seen. Told a text, it is the same text at both places.
@@ -86,12 +86,12 @@ class GeneratorRecipe:
         path.parent.mkdir(exist_ok=True)
         captions, nobody = self.rows.captions[:SHOWN], torch.zeros(SHOWN, dtype=torch.bool)
         condition, nothing = (self.told(self.rows.labels[:SHOWN], captions, drop) for drop in (nobody, ~nobody))
-        x = draw(model, self.process, condition, nothing, range(SHOWN), scale=2.0, steps=50)
+        x = sample_latents(model, self.process, condition, nothing, range(SHOWN), scale=2.0, steps=50)
         save_image_grid([self.tokenizer.decode(self.rows.space.denormalise(x).cpu(), self.samples)], path)
 
 
 @torch.no_grad()
-def draw(
+def sample_latents(
     model: DiT,
     process: Any,
     condition: Condition,

@@ -36,7 +36,7 @@ from textok_mini.config import Config, ConfigError, require
 from textok_mini.device import best
 from textok_mini.dit import DiT
 from textok_mini.figures import to_uint8
-from textok_mini.generator import PROCESSES, Condition, draw
+from textok_mini.generator import PROCESSES, Condition, sample_latents
 from textok_mini.hub import revision
 from textok_mini.latents import LatentSpace, claim
 from textok_mini.own_data import METADATA, DataError
@@ -114,7 +114,8 @@ class Painter:
         """Normalised latents (B, N, d) of pictures `numbers` (0, 1, ...), each of a label or a text."""
         numbers = range(len(asked)) if numbers is None else numbers
         told, nothing = self.conditions(asked)
-        return draw(self.dit, self.process, told, nothing, numbers, guidance, span, steps or self.process.few, seed)
+        steps = steps or self.process.few
+        return sample_latents(self.dit, self.process, told, nothing, numbers, guidance, span, steps, seed)
 
     @torch.no_grad()
     def decode(self, latents: Tensor, captions: Sequence[str]) -> Tensor:
