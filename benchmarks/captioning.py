@@ -9,7 +9,7 @@ import tempfile
 import numpy as np
 import torch
 import transformers as hf
-from _paired import paired, show
+from _paired import in_turn, table
 from PIL import Image
 
 from textok_mini.captioner import Captioner
@@ -53,6 +53,5 @@ def run(batch_size: int, order: list) -> None:
 
 
 ways = {"one by one": (1, pictures), "batches of 8, as they come": (8, pictures), "batches of 8, by size": (8, by_size)}
-(a, one), (b, mixed), (c, sized) = ways.items()
-for names, x, y in (((a, b), one, mixed), ((b, c), mixed, sized)):
-    show(names, paired(lambda x=x: run(*x), lambda y=y: run(*y), rounds=5, warmup=1), len(pictures))
+calls = {name: lambda way=way: run(*way) for name, way in ways.items()}
+table(in_turn(calls, rounds=5, warmup=1), "batches of 8, as they come", len(pictures))

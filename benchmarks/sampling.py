@@ -8,9 +8,9 @@ Random weights: a cost asks nothing of them. Rounds go through all N in turn; me
 import dataclasses
 import statistics
 import sys
-import time
 
 import torch
+from _paired import in_turn
 
 from textok_mini.device import best, tune_cpu
 from textok_mini.dit import DiT
@@ -22,14 +22,6 @@ ROUNDS, COUNTS = 5, (4, 8, 16, 32, 64, 128, 256)
 
 
 @torch.no_grad()
-def seconds(call) -> float:
-    begun = time.perf_counter()
-    call()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - begun
-
-
 def main(name: str = "laptop", pictures: str = "16") -> None:
     config, count, device, arms = preset(name), int(pictures), best(), {}
     tune_cpu(max(COUNTS))
@@ -40,17 +32,14 @@ def main(name: str = "laptop", pictures: str = "16") -> None:
         labels = torch.zeros(count, dtype=torch.long, device=device)
         words = torch.randn(count, 20, config.tokenizer.text_dim, device=device)
         text = TextTokens(words, torch.ones(count, 20, dtype=torch.bool, device=device))
-        arms[n] = (lambda d=dit, a=(x, t, labels): d(*a), lambda d=tokenizer, a=(x, text): d.decode(*a))
-        for call in arms[n]:
-            seconds(call)
-    spent = {n: [[], []] for n in COUNTS}
-    for _ in range(ROUNDS):
-        for n, calls in arms.items():
-            for kept, call in zip(spent[n], calls, strict=True):
-                kept.append(1000 * seconds(call) / count)
+        arms[n, "step"] = lambda d=dit, a=(x, t, labels): d(*a)
+        arms[n, "decoding"] = lambda d=tokenizer, a=(x, text): d.decode(*a)
+    spent = in_turn(arms, ROUNDS, warmup=1)
+    spent = {way: [1e3 * s / count for s in took] for way, took in spent.items()}
     print(f"{name}, {count} pictures at once, {device}; ms a picture, median [least, most] of {ROUNDS} rounds")
     print("   N   DiT, a step                 250 steps, guided   detokenizer, once")
-    for n, (step, once) in spent.items():
+    for n in COUNTS:
+        step, once = spent[n, "step"], spent[n, "decoding"]
         median = statistics.median(step)
         print(
             f"{n:4}   {median:8.3f} [{min(step):.3f}, {max(step):.3f}]   {500 * median:12.1f}   "
