@@ -5,12 +5,12 @@ python benchmarks/full_size_dit.py imagenet256-32 [pictures]
 Latents are random; loss, backward pass, AdamW and EMA are those of training.
 """
 
-import resource
 import sys
 import time
 from itertools import pairwise
 
 import torch
+from _paired import peak_here
 from torch.optim.swa_utils import AveragedModel
 
 from textok_mini.device import best
@@ -18,8 +18,6 @@ from textok_mini.diffusion import Diffusion
 from textok_mini.dit import DiT
 from textok_mini.schedule import adamw, warmed_up_ema
 from textok_mini.settings import preset
-
-GIB = 1 << 30
 
 
 def main(name: str = "imagenet256-32", pictures: str = "8") -> None:
@@ -41,11 +39,9 @@ def main(name: str = "imagenet256-32", pictures: str = "8") -> None:
         loss.item()
         ticks.append(time.perf_counter())
     steps = [b - a for a, b in pairwise(ticks[1:])]  # the first warms up
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else peak
     count_m = sum(p.numel() for p in model.parameters()) / 1e6
     print(f"{name}: DiT of {count_m:.1f}M parameters, {count} pictures of {shape[1]} tokens, {device}")
-    print(f"  {min(steps):.2f} s a step; peak {peak / GIB:.1f} GiB")
+    print(f"  {min(steps):.2f} s a step; peak {peak_here():.1f} GiB")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from the first step, R1 at every second one.
 """
 
 import multiprocessing
-import resource
 import sys
 import tempfile
 import time
@@ -16,12 +15,12 @@ from pathlib import Path
 
 import torch
 import transformers as hf
+from _paired import peak_here
 
 from textok_mini import settings, training
 from textok_mini.text import encoder_path
 
 SHAPES = {2_048: dict(d_ff=5_120, num_heads=32), 4_096: dict(d_ff=10_240, num_heads=64)}  # T5 v1.1-XL and -XXL
-GIB = 1 << 30
 ticks = []  # when each step was logged
 
 
@@ -52,13 +51,10 @@ def main(name: str, *overrides: str) -> None:
         config = settings.load_config(name, [*small, *overrides])
         training.train(config, Path(folder, "run"))
     steps = [b - a for a, b in pairwise(ticks)]  # the first warms up
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
-    where = "CPU"
-    if torch.cuda.is_available():
-        peak, where = torch.cuda.max_memory_allocated() / GIB, torch.cuda.get_device_name()
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     with_r1, without = steps[0::2], steps[1::2]
     print(f"{name}, {config.training.batch_size} pictures a step, {where}")
-    print(f"  {min(without):.2f} s a step, {min(with_r1):.2f} s with R1; peak {peak:.1f} GiB")
+    print(f"  {min(without):.2f} s a step, {min(with_r1):.2f} s with R1; peak {peak_here():.1f} GiB")
 
 
 if __name__ == "__main__":

@@ -67,8 +67,11 @@ def test_pictures_of_the_training_latents_are_reconstructions(home, monkeypatch)
     """The classic mistake, whichever way: a generator that gives a row's own latents must give its picture back."""
     train_dit(home / "dit")
     rows, (model, config) = Latents("latents"), load_run(home / "tokenizer")
-    own = lambda model, process, a, b, numbers, *_: rows.__getitems__(numbers)["latents"]  # noqa: E731
-    monkeypatch.setattr(sample, "sample_latents", own)
+
+    def given(model, process, told, nothing, numbers, *_):
+        return rows.__getitems__(numbers)["latents"]
+
+    monkeypatch.setattr(sample, "sample_latents", given)
     assert sample.main(["dit=dit", "output=own", "each=2"]) == 0
     lines = [json.loads(line) for line in (home / "own" / "metadata.jsonl").read_text().splitlines()]
     text = text_encoder(config, None, torch.device("cpu"))([line["caption"] for line in lines])

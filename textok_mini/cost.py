@@ -3,7 +3,7 @@
     with torch.device("meta"):                   # counting needs no numbers, and no memory
         model = DiT(config)
         multiply_adds(model, x, t, labels)
-    seconds(lambda: model(x, t, labels))         # on the device that it is on
+    seconds(model, x, t, labels)                 # on the device that it is on
     peak = matmul_rate(2_048)                    # what this machine's matrix products reach, measured on the spot
 
 A multiply-add is one operation here, as in the tables of the DiT paper ("GFLOPs" there); torch's counter says two.
@@ -46,13 +46,13 @@ def kept_bytes(model: nn.Module, call: Callable[[], object]) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
-def seconds(call: Callable[[], object]) -> float:
+def seconds(compute: Callable, *inputs: Any) -> float:
     """Of one call, until an accelerator has done what it was asked."""
     waits = torch.accelerator.is_available()
     if waits:
         torch.accelerator.synchronize()
     begun = time.perf_counter()
-    call()
+    compute(*inputs)
     if waits:
         torch.accelerator.synchronize()
     return time.perf_counter() - begun

@@ -6,7 +6,6 @@ Nothing here is typed: every figure comes from the runs in a folder, every diffe
 import json
 import math
 import platform
-import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 
 from textok_mini.comparison import differences, evaluate, load_run, reconstruct, set_distances
 from textok_mini.config import Config, TexTokConfig
+from textok_mini.cost import seconds
 from textok_mini.data import CaptionedImages, load_data
 from textok_mini.evaluation import Interval, bootstrap_mean, metrics_of_all
 from textok_mini.launch import read_log
@@ -150,12 +150,8 @@ def token_cost(c: TexTokConfig, budgets: Sequence[int], text_tokens: int = 22, r
             model = TexTok(TexTokConfig(**(vars(c) | {"num_latent_tokens": n, "text_in": text_in}))).eval()
             images = torch.zeros(32, 3, c.image_size, c.image_size)
             text = TextTokens(torch.zeros(32, text_tokens, c.text_dim), torch.ones(32, text_tokens, dtype=torch.bool))
-            seconds = []
-            for _ in range(repeats + 1):
-                begun = time.perf_counter()
-                model(images, text)
-                seconds.append(time.perf_counter() - begun)
-            row[name] = 1e3 * float(np.median(seconds[1:])) / len(images)
+            took = [seconds(model, images, text) for _ in range(repeats + 1)]
+            row[name] = 1e3 * float(np.median(took[1:])) / len(images)
     return pd.DataFrame(rows).T.rename_axis("N")
 
 
