@@ -49,8 +49,10 @@ def three_products(self, x: Tensor, mask: Tensor | None = None, keep: int | None
 def other_kernel() -> Iterator[None]:
     now = torch.backends.cuda.flash_sdp_enabled()
     torch.backends.cuda.enable_flash_sdp(not now)
-    yield
-    torch.backends.cuda.enable_flash_sdp(now)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_flash_sdp(now)
 
 
 def made(name: str, count: int, way: str = BASE) -> Callable[[], None]:

@@ -56,7 +56,7 @@ def test_a_finished_grid_trains_nothing(folder, monkeypatch):
     stamps = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     grid.run(folder)
     assert stamps == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    assert {path.name for path in (folder / "twin-seed1").iterdir()} == {*grid.KEPT, "metrics.npz"}
+    assert {path.name for path in (folder / "twin-seed1").iterdir()} == {*grid.KEPT, "results.json", "metrics.npz"}
 
 
 def test_report_is_what_the_images_say(folder):

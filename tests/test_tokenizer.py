@@ -132,7 +132,7 @@ def test_noisy_latents_have_unit_power_and_noise_only_where_it_is_given():
 
 def test_kl_is_torchs_own_and_the_sample_has_the_posteriors_deviation():
     model, images, text = model_and_inputs(latent="kl")
-    mean, log_variance = model.posterior(images, text)
+    mean, log_variance = model.bottleneck.posterior(model.read(images, text))
     posterior = torch.distributions.Normal(mean, (log_variance / 2).exp())
     standard = torch.distributions.Normal(torch.zeros_like(mean), torch.ones_like(mean))
     noise = torch.randn_like(mean)

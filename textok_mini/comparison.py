@@ -20,6 +20,7 @@ from textok_mini.config import Config
 from textok_mini.data import CaptionedImages, stored_captions
 from textok_mini.device import best
 from textok_mini.evaluation import distances, metrics_of_all, paired_bootstrap, to_uint8
+from textok_mini.neighbours import tokenizer_of
 from textok_mini.recipe import text_encoder, to_float
 from textok_mini.scenes import CHANGES, LEVELS, caption
 from textok_mini.settings import from_dict
@@ -43,7 +44,7 @@ ARMS = {
 def load_run(folder: str | Path, snapshot: int | None = None) -> tuple[TexTok, Config]:
     """A finished run's EMA weights (or those of a snapshot's step) in eval mode, and its config."""
     folder, config = Path(folder), read_config(folder)
-    model = TexTok(config.tokenizer)
+    model = tokenizer_of(config.tokenizer)
     name = "model.safetensors" if snapshot is None else f"snapshots/step-{snapshot:07d}.safetensors"
     model.load_state_dict(load_file(folder / name))
     return model.eval(), config

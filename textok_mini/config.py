@@ -49,7 +49,10 @@ class DataConfig:
     min_objects: int = kit(2, "objects a scene, at least")
     max_objects: int = kit(3, "objects a scene, at most")
     world_seed: int = kit(0, "which world: objects, splits and scenes all follow from it")
-    captions: Literal["short", "normal", "long"] = kit("normal", "how much of the scene a caption tells")
+    captions: Literal["short", "normal", "long", "no names", "no places", "no background"] = kit(
+        "normal", "how much of the scene a caption tells"
+    )
+    shuffled: bool = kit(False, "control: every picture has another one's caption")
     captions_from: str = kit("", "a caption store, joined by file name or id; empty: the data's own captions")
     image_column: str = kit("image", "column of a hub data set")
     caption_column: str = kit("caption", "column of a hub data set")
@@ -90,8 +93,17 @@ class TexTokConfig:
     patch_size: int = known(8, "second-hand", "Tatiana21/TexTok: 8 at 256 px, 16 at 512 px", 16)
     num_latent_tokens: int = known(128, "paper", "N in 32, 64, 128, 256", 32, 64, 256)
     latent_dim: int = known(8, "paper", "d = 8")
-    latent: Literal["plain", "noisy", "kl"] = known("plain", "unresolved", "plain fits MAGVIT; MAETok's table says KL")
+    latent: Literal["plain", "noisy", "kl", "vq", "words"] = known(
+        "plain", "unresolved", "plain fits MAGVIT; MAETok's table says KL; the rest are the neighbours': bottleneck.py"
+    )
     latent_noise: float = kit(0.5, "`noisy`: unit-RMS latents, noise whose deviation grows to this in training")
+    codebook_size: int = known(4096, "assumed", "bytedance/1d-tokenizer: TiTok's; where the latent is `vq` or `words`")
+    layout: Literal["1d", "grid", "convolutions"] = known(
+        "1d", "paper", "the neighbours' are grids: of a ViT's patches, or of SD-VAE's and VQGAN's convolutions"
+    )
+    proxy: str = kit(
+        "", "TiTok's two stages: a run of layout `grid` and latent `vq`, whose codes the first stage names"
+    )
     width: int = known(768, "paper", "ViT-Base")
     encoder_layers: int = known(12, "paper", "ViT-Base")
     decoder_layers: int = known(12, "paper", "ViT-Base")
@@ -113,10 +125,26 @@ class TexTokConfig:
             divisor, size = getattr(self, part), getattr(self, whole)
             require(size % divisor == 0, f"tokenizer.{part}", f"a divisor of {whole}={size}, not {divisor}")
         require(not self.num_registers or self.text_in == "none", "tokenizer.num_registers", "0 unless text_in is none")
+        require(self.layout == "1d" or not (self.num_registers or self.proxy), "tokenizer.layout", "1d with these")
+        at_least(2, self, "tokenizer", "codebook_size")
+        if self.latent in ("vq", "words"):
+            at_least(1, self, "tokenizer", "num_latent_tokens")
+        if self.layout == "grid":
+            require(self.num_latent_tokens == self.num_patches, "tokenizer.num_latent_tokens", f"{self.num_patches}")
+        if self.layout == "convolutions":
+            require(self.text_in == "none", "tokenizer.text_in", "none with layout=convolutions")
+            require(self.width % 32 == 0, "tokenizer.width", "a multiple of 32 with layout=convolutions")
+            side, size = self.grid_side, self.image_size
+            fits = side**2 == self.num_latent_tokens and size % side == 0 and (size // side).bit_count() == 1
+            require(fits, "tokenizer.num_latent_tokens", f"a square of {size} / 2, 4, 8, ... with layout=convolutions")
 
     @property
     def num_patches(self) -> int:
         return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def grid_side(self) -> int:
+        return round(self.num_latent_tokens**0.5)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ from textok_mini.own_data import (
     known_split,
 )
 from textok_mini.paths import beside, data_dir, resolve
-from textok_mini.scenes import LEVELS, SPLITS, Scene, World, caption, class_label, render, with_article, wrong
+from textok_mini.scenes import DROPPED, LEVELS, SPLITS, Scene, World, caption, class_label, render, with_article, wrong
 from textok_mini.settings import apply_overrides, from_dict, parsed
 
 # Raise it whenever a prepared picture or caption would change: prepared data is kept by it.
@@ -152,7 +152,12 @@ def load_data(source: str | DataConfig, split: str = "train", image_size: int = 
     if config.source in MADE:
         known_split(split, MADE[config.source], config.source)
         table = datasets.Dataset.from_file(str(prepare(config, image_size, [split]) / f"{split}.arrow"))
-        captions, labels, ids = (table[name][:] for name in (CAPTION_COLUMN[config.captions], "label", "id"))
+        stored = CAPTION_COLUMN.get(config.captions, "caption")
+        captions, labels, ids = (table[name][:] for name in (stored, "label", "id"))
+        if config.captions in DROPPED:
+            if config.source != "openmoji-scenes":
+                raise DataError(f"data.captions={config.captions!r} is for openmoji-scenes, not {config.source}")
+            captions = [caption(Scene.from_json(scene), config.captions) for scene in table["scene"][:]]
         found = dict(table=table, ids=ids, captions=captions, labels=labels, label_names=list(CATEGORIES))
         found["world"] = world_of(config) if config.source == "openmoji-scenes" else None
         found["credit"] = f"Drawings: {ATTRIBUTION}"
@@ -168,6 +173,9 @@ def load_data(source: str | DataConfig, split: str = "train", image_size: int = 
     else:
         kinds = f"neither {' nor '.join(MADE)}, nor a folder, nor a hub id like OWNER/NAME"
         raise DataError(f"there is no data {config.source!r}: it is {kinds}")
+    if config.shuffled:
+        order = np.random.default_rng((config.world_seed, len(found["captions"]))).permutation(len(found["captions"]))
+        found["captions"] = [found["captions"][i] for i in order]
     return CaptionedImages(**found, image_size=image_size, split=split)
 
 

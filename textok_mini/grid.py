@@ -15,13 +15,17 @@ A grid is a folder with a `grid.yaml`, written and committed before its runs:
     generators: {class: [generator.steps=2000]}  # DiTs over each run's latents; a comparison names them textok:class
     samples: {each: 50}  # how they draw: settings of `sample`
 
-Training happens under `runs/`; beside the grid.yaml stay the small results, a folder a run: config, logs, and
-`metrics.npz` with every image's figures. The unit of an interval is the training seed (Student's t).
+In an arm's settings `{seed}` is the seed; one with a `tokenizer.proxy` waits for that run. Training happens under
+`runs/`; beside the grid.yaml stay the small results, a folder a run: config, logs, `results.json` (on what, with what)
+and `metrics.npz` with every image's figures. The unit of an interval is the training seed (Student's t).
 """
 
+import json
 import re
 import shutil
 import sys
+import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -35,7 +39,8 @@ from textok_mini.data import DataError, load_data
 from textok_mini.evaluation import Interval, seeds_interval
 from textok_mini.generate import Settings, generate
 from textok_mini.launch import read_log
-from textok_mini.paths import beside, project_root
+from textok_mini.paths import beside, project_root, resolve
+from textok_mini.results import provenance
 from textok_mini.run import KEPT, TrainingError
 from textok_mini.settings import load_config
 from textok_mini.training import train
@@ -74,21 +79,26 @@ def cells(grid: dict) -> Iterator[tuple[str, str, list[str]]]:
     """(name, arm, overrides) of every run, seed by seed, so that an unfinished grid has whole seeds."""
     for seed in grid["seeds"]:
         for arm, overrides in grid["arms"].items():
-            yield f"{arm}-seed{seed}", arm, [*grid["common"], *overrides, f"seed={seed}"]
+            settings = [override.replace("{seed}", str(seed)) for override in overrides]
+            yield f"{arm}-seed{seed}", arm, [*grid["common"], *settings, f"seed={seed}"]
 
 
 def run(folder: Path) -> None:
     """Train and measure every run that is not in `folder` yet and that no other process is at."""
     grid = read_grid(folder)
-    work = project_root() / "runs" / "grids" / folder.name
-    for name, arm, overrides in cells(grid):
-        kept = folder / name
+    work, waiting = project_root() / "runs" / "grids" / folder.name, deque(cells(grid))
+    while waiting:
+        name, arm, overrides = waiting.popleft()
+        kept, config = folder / name, load_config(grid["preset"], overrides)
         if (kept / "metrics.npz").exists():
+            continue
+        if config.tokenizer.proxy and not (resolve(config.tokenizer.proxy) / "model.safetensors").exists():
+            waiting.append((name, arm, overrides))
+            time.sleep(1)  # another process may be at it
             continue
         (work / name).mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(work / f"{name}.lock", timeout=0):
-                config = load_config(grid["preset"], overrides)
                 train(config, work / name)
                 told = grid["conditions"] if arm in grid["wrong"] else ()
                 metrics = measure(work / name, config, told)
@@ -98,7 +108,7 @@ def run(folder: Path) -> None:
                     found = generate(grid["preset"], where, [*overrides, *settings], how)
                     values = found["distances"] | found.get("shown", {}).get("generated", {})
                     metrics |= {f"{generator}/{key}": np.array([value]) for key, value in values.items()}
-                keep(work / name, kept, metrics)
+                keep(work / name, kept, metrics, config)
                 print(f"{name}: done", flush=True)
         except Timeout:
             continue  # another process has it
@@ -114,11 +124,14 @@ def measure(run_folder: Path, config: Config, conditions: Sequence[str]) -> dict
     return metrics
 
 
-def keep(run_folder: Path, kept: Path, metrics: dict[str, np.ndarray]) -> None:
+def keep(run_folder: Path, kept: Path, metrics: dict[str, np.ndarray], config: Config) -> None:
     """Copy the small results; metrics.npz, whose being there says "done", comes last and by renaming."""
     kept.mkdir(parents=True, exist_ok=True)
     for name in KEPT:
         shutil.copyfile(run_folder / name, kept / name)
+    means = {key: round(float(values.mean()), 5) for key, values in metrics.items()}
+    with beside(kept / "results.json") as part:
+        part.write_text(json.dumps(provenance(config) | {"metrics": means}, indent=1) + "\n", encoding="utf-8")
     with beside(kept / "metrics.npz") as part, part.open("wb") as file:
         np.savez_compressed(file, **metrics)
 

@@ -112,13 +112,13 @@ def tokenizer_loss(
     images: Tensor,
     weights: Mapping[str, float],
     perceptual: LPIPS | ResNetLogits | None = None,
-    kl: Tensor | None = None,
+    own: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted sum that is minimised, and each part by name, unweighted and detached, for the log.
 
-    `weights` names the parts, `l2`, `kl` and `perceptual.name`; a part whose weight is 0 is not computed. All are fp32
-    scalars. Raises ValueError for a name it does not know, and for weights all 0."""
-    losses = {"l2": lambda: l2(reconstruction, images), "kl": lambda: kl}
+    `weights` names the parts, `l2`, `perceptual.name`, and `kl` or `codes` for the bottleneck's `own`; a part of weight
+    0 is not computed. All are fp32 scalars. Raises ValueError for a name it does not know, and for weights all 0."""
+    losses = {"l2": lambda: l2(reconstruction, images), "kl": lambda: own, "codes": lambda: own}
     if perceptual:
         losses[perceptual.name] = lambda: perceptual(reconstruction, images).mean()
     weights = {name: weight for name, weight in weights.items() if weight}

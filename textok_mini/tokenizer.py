@@ -6,6 +6,7 @@
 The caption says what is in the picture; the N latent tokens can spend themselves on what words can't say. Each
 sequence starts with the tokens whose outputs are read, so that the last block can leave out the others.
 `text_in` says which half gets the text; `none` is the twin without text, which then has no text parameter at all.
+With `layout: grid` there are no tokens of their own for the latents: those of the patches are read instead.
 """
 
 import torch
@@ -14,6 +15,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from textok_mini.bottleneck import Bottleneck
 from textok_mini.config import TexTokConfig
 from textok_mini.text import TextTokens
 from textok_mini.vit import Transformer, position_table
@@ -28,7 +30,8 @@ class TexTok(nn.Module, PyTorchModelHubMixin, library_name="textok_mini", licens
 
     def __init__(self, tokenizer: TexTokConfig):
         super().__init__()
-        self.config = c = tokenizer
+        self.config, self.bottleneck = tokenizer, Bottleneck(tokenizer)
+        c, one = tokenizer, tokenizer.layout == "1d"
         shape = dict(width=c.width, heads=c.heads, mlp_ratio=c.mlp_ratio)
         patch_values = 3 * c.patch_size**2
 
@@ -36,15 +39,18 @@ class TexTok(nn.Module, PyTorchModelHubMixin, library_name="textok_mini", licens
         self.patch_in = nn.Linear(patch_values, c.width)
         self.encoder_patch_positions = position_table(c.num_patches, c.width)
         # Small: these ask rather than tell. At 0.2 the twin without text codes nothing but the background for long.
-        self.latent_tokens = position_table(c.num_latent_tokens, c.width, deviation=0.02)
-        self.encoder_latent_positions = position_table(c.num_latent_tokens, c.width, deviation=0.02)
+        if one:
+            self.latent_tokens = position_table(c.num_latent_tokens, c.width, deviation=0.02)
+            self.encoder_latent_positions = position_table(c.num_latent_tokens, c.width, deviation=0.02)
         self.encoder = Transformer(layers=c.encoder_layers, **shape)
-        self.latent_out = nn.Linear(c.width, c.latent_dim * (2 if c.latent == "kl" else 1))
+        self.latent_out = nn.Linear(c.width, self.bottleneck.channels)
 
         self.latent_in = nn.Linear(c.latent_dim, c.width)
-        self.patch_tokens = position_table(c.num_patches, c.width)
+        if one:
+            self.patch_tokens = position_table(c.num_patches, c.width)
         self.decoder_patch_positions = position_table(c.num_patches, c.width)
-        self.decoder_latent_positions = position_table(c.num_latent_tokens, c.width)
+        if one:
+            self.decoder_latent_positions = position_table(c.num_latent_tokens, c.width)
         self.decoder = Transformer(layers=c.decoder_layers, **shape)
         self.patch_out = nn.Linear(c.width, patch_values)
 
@@ -62,57 +68,54 @@ class TexTok(nn.Module, PyTorchModelHubMixin, library_name="textok_mini", licens
                 parameter.requires_grad_(not name.startswith(("patch_in", "encoder", "latent_")))
 
     def encode(self, images: Tensor, text: TextTokens | None = None) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] to latent tokens (B, N, d); each of unit RMS where `latent` is `noisy`, the mean of
-        the posterior where it is `kl`. Raises ValueError for a wrong size, or text missing where it is read."""
-        return self.posterior(images, text)[0]
-
-    def posterior(self, images: Tensor, text: TextTokens | None = None) -> tuple[Tensor, Tensor | None]:
-        """`encode`'s latent tokens, and where `latent` is `kl` the logarithm of their variance, of the same shape."""
-        c = self.config
-        if images.shape[1:] != (3, c.image_size, c.image_size):
-            raise ValueError(f"images must be (B, 3, {c.image_size}, {c.image_size}), not {(*images.shape,)}")
-        if c.num_latent_tokens == 0:  # words only: there is nothing to encode
-            return images.new_zeros(len(images), 0, c.latent_dim), None
-        patches = self.patch_in(patchify(images, c.patch_size)) + self.encoder_patch_positions
-        latents = self.latent_tokens + self.encoder_latent_positions
-        latents = repeat(latents, "n width -> b n width", b=len(images))
-        x, mask = self.with_text(torch.cat([latents, patches], dim=1), text, "encoder")
-        z = self.latent_out(self.encoder(x, mask, keep=c.num_latent_tokens))
-        if c.latent == "kl":
-            mean, log_variance = z.chunk(2, dim=-1)
-            return mean, log_variance.clamp(-30, 20)  # latent diffusion's bounds
-        # A fixed power, or the tokenizer would outshout the noise and the rate would be unlimited again.
-        return (F.rms_norm(z, (c.latent_dim,)) if c.latent == "noisy" else z), None
+        """(B, 3, H, W) in [-1, 1] to latent tokens (B, N, d), of whatever kind `latent` is (bottleneck.py).
+        Raises ValueError for a wrong size, or text missing where it is read."""
+        return self.bottleneck(self.read(images, text))[0]
 
     def decode(self, latents: Tensor, text: TextTokens | None = None) -> Tensor:
         """Latent tokens (B, N, d) to images (B, 3, H, W), about [-1, 1] but not clipped.
 
         Raises ValueError for a wrong shape, or text missing where the detokenizer reads it."""
-        c = self.config
-        if latents.shape[1:] != (c.num_latent_tokens, c.latent_dim):
-            raise ValueError(f"latents must be (B, {c.num_latent_tokens}, {c.latent_dim}), not {(*latents.shape,)}")
-        patches = self.patch_tokens + self.decoder_patch_positions
-        patches = repeat(patches, "p width -> b p width", b=len(latents))
-        z = self.latent_in(latents) + self.decoder_latent_positions
-        x, mask = self.with_text(torch.cat([patches, z], dim=1), text, "decoder")
-        return unpatchify(self.patch_out(self.decoder(x, mask, keep=c.num_patches)), c.patch_size)
+        return unpatchify(self.patch_out(self.drawn(latents, text)), self.config.patch_size)
 
     def forward(
         self, images: Tensor, text: TextTokens | None = None, noise: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The reconstruction (B, 3, H, W), and the latents' KL divergence from the standard normal, a sum over a
-        picture's latents and a mean over pictures (0 unless `latent` is `kl`).
+        """The reconstruction (B, 3, H, W), and the bottleneck's own loss.
 
         `noise` (B, N, d), standard normal, is for training a `noisy` or `kl` latent: it is passed in, so that the model
         itself draws nothing and a resumed run repeats exactly."""
-        z, log_variance = self.posterior(images, text)
-        kl, deviation = z.new_zeros(()), self.config.latent_noise if self.config.latent == "noisy" else 0.0
-        if log_variance is not None:
-            deviation = (log_variance / 2).exp()
-            kl = 0.5 * (z.square() + log_variance.exp() - 1 - log_variance).float().sum((1, 2)).mean()
-        if noise is not None:
-            z = z + deviation * noise
-        return self.decode(z, text), kl
+        z, own = self.bottleneck(self.read(images, text), noise)
+        return self.decode(z, text), own
+
+    def read(self, images: Tensor, text: TextTokens | None = None) -> Tensor:
+        """The tokenizer's half: images to what goes through the bottleneck, (B, N, channels)."""
+        c = self.config
+        if images.shape[1:] != (3, c.image_size, c.image_size):
+            raise ValueError(f"images must be (B, 3, {c.image_size}, {c.image_size}), not {(*images.shape,)}")
+        if c.num_latent_tokens == 0:  # words only: there is nothing to encode
+            return images.new_zeros(len(images), 0, self.bottleneck.channels)
+        x = self.patch_in(patchify(images, c.patch_size)) + self.encoder_patch_positions
+        if c.layout == "1d":
+            latents = self.latent_tokens + self.encoder_latent_positions
+            x = torch.cat([repeat(latents, "n width -> b n width", b=len(images)), x], dim=1)
+        x, mask = self.with_text(x, text, "encoder")
+        return self.latent_out(self.encoder(x, mask, keep=c.num_latent_tokens))
+
+    def drawn(self, latents: Tensor, text: TextTokens | None = None) -> Tensor:
+        """The detokenizer's half: latent tokens (B, N, d) to patch tokens (B, patches, width), before pixels."""
+        c = self.config
+        if latents.shape[1:] != (c.num_latent_tokens, c.latent_dim):
+            raise ValueError(f"latents must be (B, {c.num_latent_tokens}, {c.latent_dim}), not {(*latents.shape,)}")
+        x = self.latent_in(latents)
+        if c.layout == "1d":
+            patches = self.patch_tokens + self.decoder_patch_positions
+            patches = repeat(patches, "p width -> b p width", b=len(latents))
+            x = torch.cat([patches, x + self.decoder_latent_positions], dim=1)
+        else:
+            x = x + self.decoder_patch_positions
+        x, mask = self.with_text(x, text, "decoder")
+        return self.decoder(x, mask, keep=c.num_patches)
 
     def with_text(self, x: Tensor, text: TextTokens | None, half: str) -> tuple[Tensor, Tensor | None]:
         """Append the projected text tokens, if this half (`encoder`, `decoder`) reads any, and the key mask."""

@@ -12,7 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -39,8 +39,12 @@ def train(config: Config, output_dir: str | Path) -> Path:
     output_dir, t, c = Path(output_dir), config.loop, config.tokenizer
     tune_cpu(c.num_patches + c.num_latent_tokens + c.max_text_tokens, exact=t.precision == "float32")
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))  # while one process looks through all pictures
+    handlers = [
+        patience,
+        DistributedDataParallelKwargs(find_unused_parameters=bool(c.proxy)),
+    ]  # a stage leaves some out
     accelerator = Accelerator(
-        mixed_precision=precision(t.precision), cpu=not torch.accelerator.is_available(), kwargs_handlers=[patience]
+        mixed_precision=precision(t.precision), cpu=not torch.accelerator.is_available(), kwargs_handlers=handlers
     )
     check_folder(config, output_dir)
     finished = output_dir / "model.safetensors"
