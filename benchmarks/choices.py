@@ -1,6 +1,6 @@
 """What each choice in a training step gives: the step as it is, and the same with one thing done the other way.
 
-python benchmarks/choices.py laptop [pictures] [rounds]
+python benchmarks/choices.py laptop [pictures] [rounds] [compiled bfloat16 ...]
 
 A ratio above 1 is what the choice saves; one below 1 is a choice that would pay and is not taken, for the reason in
 brackets. Captions have 15 to 26 tokens. (`cpu_settings.py` has those of the whole process, `loading.py` those of data
@@ -115,11 +115,15 @@ WAYS = {
 }
 
 
-def main(name: str = "laptop", pictures: str = "32", rounds: str = "10") -> None:
+def main(name: str = "laptop", pictures: str = "32", rounds: str = "10", *some: str) -> None:
     c = preset(name).tokenizer
     tune_cpu(c.num_patches + c.num_latent_tokens + WORDS)
     arms = {BASE: made(name, int(pictures))}
-    arms |= {f"{way} ({why})" if why else way: made(name, int(pictures), way) for way, why in WAYS.items()}
+    arms |= {
+        f"{way} ({why})" if why else way: made(name, int(pictures), way)
+        for way, why in WAYS.items()
+        if not some or way in some
+    }
     print(f"{name}, {pictures} pictures, {best()}, {torch.get_num_threads()} threads")
     table(in_turn(arms, int(rounds), warmup=2), BASE, int(pictures))
 

@@ -71,11 +71,13 @@ def test_idle_codes_begin_anew_where_the_tokens_are():
     for bottleneck.hardness in [0.5] * PATIENCE:  # tokens that lie close together choose few codes
         bottleneck(x)
     assert torch.equal(bottleneck.codebook, start) and len(bottleneck.nearest(F.rms_norm(x, (8,))).unique()) < 8
+    bottleneck(x)
     half, _ = bottleneck(x)
-    z, _ = bottleneck.eval()(x)
+    bottleneck.eval().hardness = 1.0
+    z, _ = bottleneck(x)
     torch.testing.assert_close(half, (F.rms_norm(x, (8,)) + z) / 2)  # half of the way to its code
     assert len(bottleneck.nearest(z).unique()) > 32  # of 64
-    bottleneck.train().hardness = 1.0
+    bottleneck.train()
     kept = bottleneck.codebook.detach().clone()
     for _ in range(PATIENCE + 1):
         bottleneck(torch.randn(1, 16, 8).expand(4, -1, -1))

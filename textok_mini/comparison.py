@@ -100,7 +100,11 @@ def reconstruct(
 
 
 def evaluate(
-    folder: str | Path, rows: CaptionedImages, conditions: Sequence[str] = (), snapshot: int | None = None
+    folder: str | Path,
+    rows: CaptionedImages,
+    conditions: Sequence[str] = (),
+    snapshot: int | None = None,
+    names: Sequence[str] = ("psnr", "ssim", "lpips"),
 ) -> dict[str, dict[str, np.ndarray]]:
     """Per-image metrics of a run on `rows`: with the `right` captions, and under each of `conditions`: a name of
     `other_captions`, told to both halves, or to one as in `wrong place, detokenizer`. LPIPS is on VGG16's trunk, on
@@ -119,7 +123,8 @@ def evaluate(
         some = rows.take(range(len(rows))[start : start + AT_ONCE])
         lines = {name: [lie and lie[start : start + AT_ONCE] for lie in pair] for name, pair in told.items()}
         pictures = {name: reconstruct(model, some, encoder, *pair) for name, pair in lines.items()}
-        parts.append(metrics_of_all(pictures, to_float(some.images(list(range(len(some))))), trunk))
+        originals = to_float(some.images(list(range(len(some)))))
+        parts.append(metrics_of_all(pictures, originals, trunk, names=names))
     return {name: {key: np.concatenate([part[name][key] for part in parts]) for key in parts[0][name]} for name in told}
 
 

@@ -118,8 +118,8 @@ def measure(run_folder: Path, config: Config, conditions: Sequence[str]) -> dict
     """Every held-out image's metrics: `{"test/right/psnr": (2000,), ...}`, float32."""
     metrics = {}
     for split in ("test", "zero-shot"):
-        rows = load_data(config.data, split, config.tokenizer.image_size)
-        for condition, values in evaluate(run_folder, rows, conditions if split == "test" else ()).items():
+        rows, told = load_data(config.data, split, config.tokenizer.image_size), conditions if split == "test" else ()
+        for condition, values in evaluate(run_folder, rows, told, names=("psnr", "lpips")).items():
             metrics |= {f"{split}/{condition}/{name}": v.astype(np.float32) for name, v in values.items()}
     return metrics
 
