@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.textok-mini-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lab reproduce tables clean
+.PHONY: help setup quickstart test lab reproduce grid claims tables clean
 
 help: ## list these commands
 	@echo "textok_mini: the commands, and what they take on two cores"
@@ -46,6 +46,16 @@ PRESET ?= laptop
 reproduce: setup ## every notebook into runs/PRESET, and a page of what came out; PRESET=smoke: minutes
 	@echo "reproduce: notebooks/ with PRESET=$(PRESET) into runs/$(PRESET)/; smoke takes minutes, laptop an hour"
 	@$(BIN)/python -m textok_mini.reproduce $(PRESET)
+
+GRID ?= reference/ablations
+
+grid: setup ## train what is missing of a grid, GRID=reference/ablations: hours; start it twice for two cores
+	@echo "grid: $(GRID), one thread; the same command goes on where it stopped"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m textok_mini.grid run $(GRID)
+
+claims: setup ## the ledger of the paper's claims, from reference/ or RESULTS=FOLDER: seconds
+	@echo "claims: from $(if $(RESULTS),$(RESULTS),reference/)"
+	@$(BIN)/python -m textok_mini.claims $(if $(RESULTS),results=$(RESULTS))
 
 lab: setup ## JupyterLab on the notebooks, until you press Ctrl-C
 	@echo "lab: JupyterLab opens in the browser; Ctrl-C ends it"

@@ -240,10 +240,13 @@ def conditions(folder: Path, arm: str) -> list[str]:
 def up_to_date(text: str, root: Path) -> str:
     """`text` with its tables anew: between `<!-- grid: FOLDER -->` and `<!-- end -->` stands that grid's report, after
     `<!-- config: PRESET -->` that preset's settings and how well they are known, after `<!-- output: FILE -->` what a
-    benchmark printed."""
+    benchmark printed, after `<!-- claims: FOLDER -->` the ledger."""
+    from textok_mini.claims import ledger  # which imports this module
+
     tables = {"grid": lambda name: report(root / name), "config": lambda name: table(load_config(name))}
+    tables["claims"] = lambda name: ledger(root / name)
     tables["output"] = lambda name: f"```\n{(root / name).read_text(encoding='utf-8').rstrip()}\n```"
-    pattern = re.compile(r"(<!-- (grid|config|output): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+    pattern = re.compile(r"(<!-- (grid|config|output|claims): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
     return pattern.sub(lambda m: f"{m[1]}{tables[m[2]](m[3])}\n{m[4]}", text)
 
 
