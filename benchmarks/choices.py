@@ -60,7 +60,11 @@ def made(name: str, count: int, way: str = BASE) -> Callable[[], None]:
     config, device = preset(name), best()
     c = config.tokenizer
     torch.manual_seed(0)
-    model, perceptual = TexTok(c).to(device), LPIPS("alex")
+    with (
+        device
+    ):  # random weights are drawn where they are used: on a CPU those of a full size take longer than the rest
+        model = TexTok(c)
+    perceptual = LPIPS("alex")
     stepped = torch.compile(model, dynamic=True) if way == "compiled" else model
     images = torch.rand(count, 3, c.image_size, c.image_size, device=device) * 2 - 1
     mask = torch.arange(WORDS) < torch.randint(15, WORDS + 1, (count, 1))

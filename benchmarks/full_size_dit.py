@@ -22,7 +22,9 @@ from textok_mini.settings import preset
 
 def main(name: str = "imagenet256-32", pictures: str = "8") -> None:
     config, count, device = preset(name), int(pictures), best()
-    model, process, ticks = DiT(config.dit).to(device), Diffusion(), [time.perf_counter()]
+    with device:
+        model = DiT(config.dit)
+    process, ticks = Diffusion(), [time.perf_counter()]
     ema, optimizer = AveragedModel(model, multi_avg_fn=warmed_up_ema(0.9999)), adamw(model, config.generator)
     shape = (count, config.dit.num_latent_tokens, config.dit.latent_dim)
     for _ in range(4):

@@ -26,8 +26,9 @@ def main(name: str = "laptop", pictures: str = "16") -> None:
     config, count, device, arms = preset(name), int(pictures), best(), {}
     tune_cpu(max(COUNTS))
     for n in COUNTS:
-        dit = DiT(dataclasses.replace(config.dit, num_latent_tokens=n)).to(device).eval()
-        tokenizer = TexTok(dataclasses.replace(config.tokenizer, num_latent_tokens=n)).to(device).eval()
+        with device:
+            dit = DiT(dataclasses.replace(config.dit, num_latent_tokens=n)).eval()
+            tokenizer = TexTok(dataclasses.replace(config.tokenizer, num_latent_tokens=n)).eval()
         x, t = torch.randn(count, n, config.dit.latent_dim, device=device), torch.full((count,), 500, device=device)
         labels = torch.zeros(count, dtype=torch.long, device=device)
         words = torch.randn(count, 20, config.tokenizer.text_dim, device=device)

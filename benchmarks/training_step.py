@@ -41,11 +41,14 @@ def arm(name: str, which: str, pictures: int) -> Callable[[], None]:
     slots, images = c.max_text_tokens, torch.rand(pictures, 3, c.image_size, c.image_size, device=device) * 2 - 1
     tune_cpu(c.num_patches + c.num_latent_tokens + slots)
     if which == "timm blocks":
-        blocks = [Block(c.width, c.heads, qkv_bias=True) for _ in range(c.encoder_layers + c.decoder_layers)]
-        stack = nn.Sequential(*blocks).to(device)
+        with device:
+            blocks = [Block(c.width, c.heads, qkv_bias=True) for _ in range(c.encoder_layers + c.decoder_layers)]
+        stack = nn.Sequential(*blocks)
         x = torch.randn(pictures, c.num_patches + c.num_latent_tokens + slots, c.width, device=device)
         return lambda: step(stack, lambda: stack(x).square().mean())
-    model, words = TexTok(c).to(device), 20 if "20 words" in which else slots
+    with device:
+        model = TexTok(c)
+    words = 20 if "20 words" in which else slots
     real = torch.ones(pictures, words, dtype=torch.bool, device=device)
     text = TextTokens(torch.randn(pictures, words, c.text_dim, device=device), real)
     text = text.pad_to(slots) if which.endswith("in all slots") else text
@@ -74,7 +77,8 @@ def rest(name: str, pictures: int) -> dict[str, Callable[[], object]]:
     """What else a step does, each on its own."""
     config, device, ways = preset(name), best(), {}
     side = config.tokenizer.image_size
-    model = TexTok(config.tokenizer).to(device)
+    with device:
+        model = TexTok(config.tokenizer)
     for p in model.parameters():
         p.grad = torch.randn_like(p)
     optimizer, ema = adamw(model, config.training), AveragedModel(model, multi_avg_fn=warmed_up_ema(0.9999))
