@@ -6,14 +6,14 @@ import math
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, VQModel
 from torch.nn import functional as F
 
-from textok_mini import data
+from textok_mini import data, hub
 from textok_mini.bottleneck import COMMITMENT, PATIENCE, Bottleneck, latent_bits
 from textok_mini.comparison import load_run
 from textok_mini.config import ConfigError, TexTokConfig
-from textok_mini.neighbours import ConvolutionalTokenizer, TwoStage, tokenizer_of
+from textok_mini.neighbours import ConvolutionalTokenizer, TwoStage, published, tokenizer_of
 from textok_mini.settings import load_config, preset
 from textok_mini.text import FrozenTextEncoder
 from textok_mini.training import train
@@ -158,6 +158,30 @@ def test_convolutions_are_diffusers_sd_vae():
 def test_what_cannot_be_built_is_named(changes, key):
     with pytest.raises(ConfigError, match=rf"tokenizer\.{key} must be"):
         TexTokConfig(**(vars(SMALL) | changes))
+
+
+# --- published weights ---
+
+
+def test_published_weights_from_a_folder(tmp_path):
+    small = dict(block_out_channels=(8, 16), norm_num_groups=4, latent_channels=4)
+    kinds = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    for name, made in (("sd-vae", AutoencoderKL(**small, **kinds)), ("vqgan", VQModel(**small, **kinds))):
+        made.eval().save_pretrained(tmp_path / name)
+        with torch.no_grad():
+            whole = made(images).sample.clamp(-1, 1)  # its own forward pass, which quantises in between
+        torch.testing.assert_close(published(name, images, str(tmp_path / name)), whole)
+
+
+def test_published_weights_that_cannot_be_had_are_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "hub_reachable", lambda: False)
+    with pytest.raises(OSError, match=r"published sd-vae 'stabilityai/sd-vae-ft-mse' is not on this disk"):
+        published("sd-vae", torch.zeros(1, 3, 16, 16))
+    with pytest.raises(OSError, match="there is no such folder"):
+        published("vqgan", torch.zeros(1, 3, 16, 16), str(tmp_path / "none"))
+    with pytest.raises(ValueError, match="no published 'titok'"):
+        published("titok", torch.zeros(1, 3, 16, 16))
 
 
 # --- two stages ---

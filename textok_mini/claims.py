@@ -52,13 +52,13 @@ def lasting(ours: float, theirs: float, ours_later: float, theirs_later: float) 
     return (theirs_later - ours_later) - 0.75 * (theirs - ours)
 
 
-OF = {
-    "less": (lambda ours, theirs: theirs - ours, "less"),
-    "gain": (gain, "of it"),
-    "more": (lambda a, b, c, d: gain(a, b) - gain(c, d), "of it"),
-    "slope": (slope, "of it"),
+OF = {  # how a row's arms are compared, and in what: {} is the metric
+    "less": (lambda ours, theirs: theirs - ours, "{} less"),
+    "gain": (gain, "of {} saved"),
+    "more": (lambda a, b, c, d: gain(a, b) - gain(c, d), "of {} saved"),
+    "slope": (slope, "of {} a doubling"),
     "factor": (factor, "times"),
-    "lasting": (lasting, "less"),
+    "lasting": (lasting, "{} less"),
     "counted": (lambda: steps_saved(), "times"),
 }
 
@@ -91,7 +91,7 @@ def find(row: Mapping[str, Any], folder: Path) -> Found:
     """Computes a row of claims.yaml from the runs that are finished."""
     of, unit = OF[row.get("of", "less")]
     metric, arms, name = row.get("metric", "test/right/lpips"), row.get("arms", []), row.get("grid", "")
-    unit = f"{NAMES[metric.rpartition('/')[2]]} less" if unit == "less" else unit
+    unit = unit.format(NAMES[metric.rpartition("/")[2]])
     found = Found(
         row["what"], row["paper"], [], unit, row.get("margin", 0), f"{name}: {', '.join(arms)}" if name else ""
     )

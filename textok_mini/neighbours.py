@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from textok_mini.bottleneck import Bottleneck
 from textok_mini.config import TexTokConfig
+from textok_mini.hub import from_hub
 from textok_mini.text import TextTokens
 from textok_mini.tokenizer import TexTok
 
@@ -65,6 +66,31 @@ class ConvolutionalTokenizer(nn.Module):
 
     def places(self, images: Tensor) -> Tensor:
         return rearrange(self.encoder(images), "b d h w -> b (h w) d")
+
+
+# What diffusers can load: SD-VAE, and aMUSEd's VQGAN, of MaskGIT's kind. TiTok's and TA-TiTok's weights come with code
+# of their own and are not here.
+PUBLISHED = {
+    "sd-vae": ("AutoencoderKL", "stabilityai/sd-vae-ft-mse", {}),
+    "vqgan": ("VQModel", "amused/amused-256", {"subfolder": "vqvae"}),
+}
+
+
+@torch.no_grad()
+def published(name: str, images: Tensor, path: str = "") -> Tensor:
+    """Images (B, 3, H, W) in [-1, 1], clipped, through a neighbour's public weights: those of the hub, or in a folder
+    `path`. For their rFID beside ours. Raises ValueError for an unknown name, OSError, in one line, for weights that
+    cannot be had."""
+    import diffusers
+
+    if name not in PUBLISHED:
+        raise ValueError(f"no published {name!r}: there are {', '.join(PUBLISHED)}")
+    kind, hub_id, where = PUBLISHED[name]
+    model = from_hub(getattr(diffusers, kind), path or hub_id, f"published {name}", **({} if path else where))
+    model = model.to(images.device).eval()
+    coded = model.encode(images)
+    latents = coded.latents if kind == "VQModel" else coded.latent_dist.mean
+    return model.decode(latents).sample.clamp(-1, 1)
 
 
 class TwoStage(TexTok):

@@ -1,0 +1,140 @@
+"""The claims as one page that needs nothing else: figures inside, no network, readable on a phone.
+
+    python -m textok_mini.report [results=FOLDER] [page=runs/claims.html]
+
+What `claims.py` computes, drawn: each comparison with its interval beside its margin, every seed as a dot, and what the
+runs were made with.
+"""
+
+import html
+import json
+import sys
+from base64 import b64encode
+from collections import Counter
+from io import BytesIO
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from textok_mini.claims import CLAIMS, Found, find, verdict
+from textok_mini.config import ConfigError
+from textok_mini.figures import COLOURS
+from textok_mini.launch import read_log
+from textok_mini.paths import beside, project_root, resolve
+
+VERDICTS = {"holds": "#1b7f3b", "does not hold": "#b00020", "inconclusive": "#8a6d00", "not run yet": "#666666"}
+PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>TexTok: what holds here</title><style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 52rem; margin: 1.5rem auto; padding: 0 1rem; color: #222 }}
+h2 {{ font-size: 1.1rem; margin: 2rem 0 .2rem }}
+.said {{ color: #fff; padding: .1rem .5rem; border-radius: .6rem; font-size: .85rem; white-space: nowrap }}
+img {{ max-width: 100%; height: auto }} table {{ border-collapse: collapse; font-size: .85rem }}
+td, th {{ padding: .2rem .5rem; text-align: left; border-top: 1px solid #ddd; vertical-align: top }}
+.wide {{ overflow-x: auto }} .small {{ color: #555; font-size: .85rem }}</style>
+<h1>TexTok: the paper's claims, and what holds here</h1>
+<p>{intro}</p>{overview}{sections}<h2>Made with</h2><p class="small">{made}</p></html>"""
+INTRO = (
+    "Small pictures, small networks, short trainings: a verdict is about these runs, not about ImageNet. Each dot is a "
+    "training seed, each bar its 95% interval over seeds; a comparison holds where the whole bar lies right of the "
+    "dashed margin. Metric, margin and expectation were written down before the runs."
+)
+
+
+def drawing(found: list[Found]) -> str:
+    """A claim's comparisons from top to bottom as an <img>; empty where nothing has run."""
+    shown = [one for one in found if one.interval]
+    if not shown:
+        return ""
+    figure = Figure(figsize=(5, 0.2 + 0.75 * len(shown)), layout="constrained")
+    axes = figure.subplots(len(shown), squeeze=False)[:, 0]
+    for axis, one in zip(axes, shown, strict=True):  # an axis each, for each has its own unit
+        x, colour = one.interval, VERDICTS[one.verdict]
+        axis.errorbar(x.mean, 0, xerr=[[x.mean - x.low], [x.high - x.mean]], fmt="o", capsize=3, color=colour)
+        axis.plot(one.values, [0.35] * len(one.values), ".", color=COLOURS.get("textok", "#888888"), alpha=0.6)
+        axis.axvline(one.margin, color="#444444", ls="--", lw=0.9)
+        axis.set(yticks=[], ylim=(-0.5, 0.7))
+        axis.set_title(f"{one.what} ({one.unit})", loc="left", fontsize=9)
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right", "left"]].set_visible(False)
+    file = BytesIO()
+    figure.savefig(file, format="png", dpi=110)
+    told = html.escape("; ".join(f"{one.what}: {one.interval:+.3f} {one.unit}" for one in shown))
+    return f'<img alt="{told}" src="data:image/png;base64,{b64encode(file.getvalue()).decode()}">'
+
+
+def section(name: str, found: list[Found]) -> str:
+    claim, cells = CLAIMS[name], []
+    for one in found:
+        ours = f"{one.interval:+.3f} {one.unit}" if one.interval else "-"
+        row = (
+            one.what,
+            one.paper,
+            ours,
+            one.verdict,
+            f"{one.runs} ({len(one.values)} seeds)" if one.runs else "counted",
+        )
+        cells.append("<tr>" + "".join(f"<td>{html.escape(cell)}" for cell in row))
+    head = "<tr><th>comparison<th>the paper<th>here, 95% over seeds<th>verdict<th>runs"
+    rows = f'<div class="wide"><table>{head}{"".join(cells)}</table></div>' if cells else ""
+    note = f'<p class="small">{html.escape(claim["note"])}</p>' if "note" in claim else ""
+    title = f"{name}: {html.escape(claim['says'])} {badge(verdict(found))}"
+    return f'<h2 id="{name}">{title}</h2><p class="small">{html.escape(claim["rule"])}</p>{drawing(found)}{rows}{note}'
+
+
+def badge(said: str) -> str:
+    return f'<span class="said" style="background:{VERDICTS[said]}">{said}</span>'
+
+
+def made_with(folder: Path) -> str:
+    """How many runs, how long, on what, by which commits and versions of torch."""
+    runs = sorted({path.parent for name in grids() for path in (folder / name).glob("*/metrics.npz")})
+    seconds = sum(read_log(run, "timing.jsonl")[-1]["seconds"] for run in runs if (run / "timing.jsonl").exists())
+    files = [run / "results.json" for run in runs]
+    kept = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
+    counts = [Counter(one["device"] for one in kept), Counter(one["commit"][:10] for one in kept)]
+    counts.append(Counter(f"torch {one['versions']['torch']}" for one in kept))
+    of = "; ".join(f"{key} ({count})" for counter in counts for key, count in counter.most_common())
+    return html.escape(
+        f"{len(runs)} trainings, {seconds / 3600:.1f} hours of training in all. Where it was kept: {of}."
+    )
+
+
+def grids() -> set[str]:
+    return {row["grid"] for claim in CLAIMS.values() for row in claim["rows"] if "grid" in row}
+
+
+def page(folder: Path) -> str:
+    """The whole page from the runs under `folder`."""
+    claims = {name: [find(row, folder) for row in claim["rows"]] for name, claim in CLAIMS.items()}
+    lines = (
+        f'<tr><td><a href="#{name}">{name}</a><td>{html.escape(CLAIMS[name]["says"])}<td>{badge(verdict(found))}'
+        for name, found in claims.items()
+    )
+    overview = f'<div class="wide"><table>{"".join(lines)}</table></div>'
+    sections = "".join(section(name, found) for name, found in claims.items())
+    return PAGE.format(intro=INTRO, overview=overview, sections=sections, made=made_with(folder))
+
+
+def main(arguments: list[str]) -> int:
+    """0, or 2 for one clear line about what to change."""
+    given = dict(argument.partition("=")[::2] for argument in arguments)
+    if given.keys() - {"results", "page"} or not all(given.values()):
+        print(__doc__)
+        return 2
+    folder = resolve(given.get("results", project_root() / "reference"))
+    target = Path(given.get("page", project_root() / "runs" / "claims.html"))
+    try:
+        if not folder.is_dir():
+            raise ConfigError(f"results={folder}: there is no such folder")
+        text = page(folder)
+        with beside(target) as part:
+            part.write_text(text, encoding="utf-8")
+    except (ConfigError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"the same, drawn: {target}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
