@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 
+import nbformat
 import numpy as np
 import pytest
 import yaml
@@ -138,6 +139,15 @@ def test_an_edited_result_changes_the_ledger_and_the_readme_is_caught(tmp_path):
     assert shown in readme
     forged = readme.replace(shown, shown.replace("+0.0", "+0.1", 1))
     assert grid.up_to_date(forged, project_root()) == readme != forged
+
+
+@pytest.mark.parametrize("name", ["05_ablations", "09_neighbours"])
+def test_a_notebook_shows_the_ledger_of_today(name):
+    book = nbformat.read(project_root() / "notebooks" / f"{name}.ipynb", as_version=4)
+    shown = [o.data.get("text/markdown", "") for cell in book.cells for o in cell.get("outputs", []) if "data" in o]
+    lines = [line for text in shown for line in text.splitlines() if re.match(r"\| (lead|C\d+) \|", line)]
+    today = ledger(REFERENCE).splitlines()
+    assert lines and not [line for line in lines if line not in today]
 
 
 def test_a_folder_of_ones_own_results(tmp_path, capsys):

@@ -26,7 +26,7 @@ COMMITMENT = 0.25  # how much the tokenizer is charged for its distance from its
 
 
 class Bottleneck(nn.Module):
-    """(B, N, `channels`) of a tokenizer to latent tokens (B, N, d). Has parameters only where `latent` is `vq`."""
+    """(B, N, `channels`) of a tokenizer to latent tokens (B, N, d). Has a codebook where `latent` is `vq` or `words`."""
 
     def __init__(self, c: TexTokConfig):
         super().__init__()
@@ -60,9 +60,8 @@ class Bottleneck(nn.Module):
         code = self.vectors()[index]
         own = F.mse_loss(code, x.detach()) + COMMITMENT * F.mse_loss(x, code.detach())
         own = own * self.hardness / x.shape[-1]  # of vectors of unit length, as TiTok counts it
-        return x + self.hardness * (
-            code - x
-        ).detach(), own  # straight through: the code's gradient is taken for the token's
+        # Straight through: the code's gradient is taken for the token's.
+        return x + self.hardness * (code - x).detach(), own
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and logarithm of the variance, (B, N, d) each, where `latent` is `kl`."""

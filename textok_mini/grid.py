@@ -14,6 +14,7 @@ A grid is a folder with a `grid.yaml`, written and committed before its runs:
     wrong: [textok]  # arms that are also told other captions: `conditions`, wrong ones by default
     generators: {class: [generator.steps=2000]}  # DiTs over each run's latents; a comparison names them textok:class
     samples: {each: 50}  # how they draw: settings of `sample`
+    pictures: 2000  # of each held-out split that a run is measured on, at most
 
 In an arm's settings `{seed}` is the seed; one with a `tokenizer.proxy` waits for that run. Training happens under
 `runs/`; beside the grid.yaml stay the small results, a folder a run: config, logs, `results.json` (on what, with what)
@@ -45,7 +46,19 @@ from textok_mini.run import KEPT, TrainingError
 from textok_mini.settings import load_config
 from textok_mini.training import train
 
-KEYS = {"preset", "common", "seeds", "arms", "comparisons", "lasting", "wrong", "conditions", "generators", "samples"}
+KEYS = {
+    "preset",
+    "common",
+    "seeds",
+    "arms",
+    "comparisons",
+    "lasting",
+    "wrong",
+    "conditions",
+    "generators",
+    "samples",
+    "pictures",
+}
 GENERATED = {"kernel_efficientnet_lite0": "kernel distance", "class": "shows its class"}
 
 
@@ -63,6 +76,7 @@ def read_grid(folder: Path) -> dict:
         "conditions": list(WRONG),
         "generators": {},
         "samples": {"each": 50},
+        "pictures": 2_000,
     }
     grid |= found if isinstance(found, dict) else {}
     if set(grid) != KEYS:
@@ -101,7 +115,7 @@ def run(folder: Path) -> None:
             with FileLock(work / f"{name}.lock", timeout=0):
                 train(config, work / name)
                 told = grid["conditions"] if arm in grid["wrong"] else ()
-                metrics = measure(work / name, config, told)
+                metrics = measure(work / name, config, told, grid["pictures"])
                 for generator, settings in grid["generators"].items():
                     where = Settings(str(work / name), str(work / name / generator))
                     how = [f"{key}={value}" for key, value in grid["samples"].items()]
@@ -114,11 +128,12 @@ def run(folder: Path) -> None:
             continue  # another process has it
 
 
-def measure(run_folder: Path, config: Config, conditions: Sequence[str]) -> dict[str, np.ndarray]:
+def measure(run_folder: Path, config: Config, conditions: Sequence[str], pictures: int) -> dict[str, np.ndarray]:
     """Every held-out image's metrics: `{"test/right/psnr": (2000,), ...}`, float32."""
     metrics = {}
-    for split in ("test", "zero-shot"):
-        rows, told = load_data(config.data, split, config.tokenizer.image_size), conditions if split == "test" else ()
+    for split in ("test", "zero-shot") if config.data.source == "openmoji-scenes" else ("test",):
+        rows = load_data(config.data, split, config.tokenizer.image_size).first(pictures)
+        told = conditions if split == "test" else ()
         for condition, values in evaluate(run_folder, rows, told, names=("psnr", "lpips")).items():
             metrics |= {f"{split}/{condition}/{name}": v.astype(np.float32) for name, v in values.items()}
     return metrics
@@ -145,7 +160,8 @@ def per_seed(folder: Path, grid: dict, arm: str, key: str) -> dict[int, float]:
         path = folder / f"{arm}-seed{seed}" / "metrics.npz"
         if path.exists():
             with np.load(path) as stored:
-                means[seed] = float(stored[key].astype(np.float64).mean())
+                if key in stored:
+                    means[seed] = float(stored[key].astype(np.float64).mean())
     return means
 
 

@@ -12,6 +12,7 @@
 All are trained on the same pictures by the same loop. `tokenizer_of` makes the one that a config asks for.
 """
 
+import warnings
 from dataclasses import replace
 
 import torch
@@ -86,7 +87,10 @@ def published(name: str, images: Tensor, path: str = "") -> Tensor:
     if name not in PUBLISHED:
         raise ValueError(f"no published {name!r}: there are {', '.join(PUBLISHED)}")
     kind, hub_id, where = PUBLISHED[name]
-    model = from_hub(getattr(diffusers, kind), path or hub_id, f"published {name}", **({} if path else where))
+    with warnings.catch_warnings():  # diffusers hands the hub's client an argument that it no longer knows
+        warnings.simplefilter("ignore", UserWarning)
+        options = {"use_safetensors": True} | ({} if path else where)
+        model = from_hub(getattr(diffusers, kind), path or hub_id, f"published {name}", **options)
     model = model.to(images.device).eval()
     coded = model.encode(images)
     latents = coded.latents if kind == "VQModel" else coded.latent_dist.mean
