@@ -26,7 +26,7 @@ COMMITMENT = 0.25  # how much the tokenizer is charged for its distance from its
 
 
 class Bottleneck(nn.Module):
-    """(B, N, `channels`) of a tokenizer to latent tokens (B, N, d). Has a codebook where `latent` is `vq` or `words`."""
+    """(B, N, `channels`) of a tokenizer to latent tokens (B, N, d). Has a codebook for `vq` and `words`."""
 
     def __init__(self, c: TexTokConfig):
         super().__init__()
