@@ -122,6 +122,36 @@ def test_every_kept_run_is_one_that_its_grid_asks_for(path):
     assert {name for name in said.rstrip(".").split(", ") if name} == wanted.keys() - kept
 
 
+def test_an_arm_waits_for_its_proxy_and_not_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setenv("TEXTOK_MINI_HOME", str(tmp_path))
+    monkeypatch.setattr(grid.time, "sleep", lambda seconds: None)
+    order = []
+
+    def trained(config, folder):
+        order.append(folder.name)
+        (folder / "model.safetensors").touch()
+
+    monkeypatch.setattr(grid, "train", trained)
+    monkeypatch.setattr(grid, "measure", lambda *_: {"test/right/lpips": np.zeros(2)})
+    monkeypatch.setattr(grid, "keep", lambda run, kept, metrics, config: kept.mkdir())
+    vq = ["tokenizer.text_in=none", "tokenizer.latent=vq", "tokenizer.num_latent_tokens=16"]
+    arms = {"two": [*vq, "tokenizer.proxy=runs/grids/pair/one-seed{seed}"], "one": [*vq, "tokenizer.layout=grid"]}
+    (tmp_path / "pair").mkdir()
+    (tmp_path / "pair" / "grid.yaml").write_text(
+        yaml.safe_dump(GRID | {"arms": arms, "comparisons": {}, "wrong": [], "lasting": {}})
+    )
+    grid.run(tmp_path / "pair")
+    assert all(order.index(f"one-seed{seed}") < order.index(f"two-seed{seed}") for seed in (1, 2))
+    assert sorted(order) == ["one-seed1", "one-seed2", "two-seed1", "two-seed2"]
+    arms["two"][-1] = "tokenizer.proxy=runs/nowhere"
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "grid.yaml").write_text(
+        yaml.safe_dump(GRID | {"arms": arms, "comparisons": {}, "wrong": [], "lasting": {}})
+    )
+    with pytest.raises(ConfigError, match=r"two-seed1: tokenizer\.proxy=runs/nowhere is no finished run"):
+        grid.run(tmp_path / "none")
+
+
 def test_bad_grids_are_one_clear_line(tmp_path):
     for changes, message in (
         ({"sedes": [1]}, "wants the keys"),

@@ -14,6 +14,7 @@ from textok_mini.bottleneck import COMMITMENT, PATIENCE, Bottleneck, latent_bits
 from textok_mini.comparison import load_run
 from textok_mini.config import ConfigError, TexTokConfig
 from textok_mini.neighbours import ConvolutionalTokenizer, TwoStage, published, tokenizer_of
+from textok_mini.run import TrainingError
 from textok_mini.settings import load_config, preset
 from textok_mini.text import FrozenTextEncoder
 from textok_mini.training import train
@@ -236,6 +237,12 @@ def test_trained_saved_and_loaded(runs, name):
     assert name != "two-stages" or ("l2" not in first and "l2" in last)
 
 
+def test_a_proxy_of_another_shape_is_one_line(runs, tmp_path):
+    settings = [*FEW, *PLAIN, "tokenizer.latent=vq", f"tokenizer.proxy={runs / 'titok'}"]
+    with pytest.raises(TrainingError, match=r"tokenizer\.proxy=.* must be a run of the same shape"):
+        train(load_config("smoke", settings), tmp_path / "x")
+
+
 def test_words_stay_what_they_were(runs):
     model, _ = load_run(runs / "words")
     torch.testing.assert_close(model.bottleneck.codebook.data, FrozenTextEncoder("minilm").word_embeddings(64))
@@ -244,5 +251,5 @@ def test_words_stay_what_they_were(runs):
 
 
 def test_words_of_another_width_are_refused(tmp_path):
-    with pytest.raises(Exception, match="latent_dim must be 384"):
+    with pytest.raises(TrainingError, match="latent_dim must be 384"):
         train(load_config("smoke", [*FEW, *PLAIN, "tokenizer.latent=words"]), tmp_path / "x")

@@ -101,14 +101,19 @@ def run(folder: Path) -> None:
     """Train and measure every run that is not in `folder` yet and that no other process is at."""
     grid = read_grid(folder)
     work, waiting = project_root() / "runs" / "grids" / folder.name, deque(cells(grid))
+    work.mkdir(parents=True, exist_ok=True)
     while waiting:
         name, arm, overrides = waiting.popleft()
         kept, config = folder / name, load_config(grid["preset"], overrides)
         if (kept / "metrics.npz").exists():
             continue
-        if config.tokenizer.proxy and not (resolve(config.tokenizer.proxy) / "model.safetensors").exists():
+        if (proxy := config.tokenizer.proxy) and not (resolve(proxy) / "model.safetensors").exists():
+            if not (busy(work / f"{Path(proxy).name}.lock") or any(Path(proxy).name == cell[0] for cell in waiting)):
+                raise ConfigError(
+                    f"{name}: tokenizer.proxy={proxy} is no finished run, and no run of this grid's to come"
+                )
             waiting.append((name, arm, overrides))
-            time.sleep(1)  # another process may be at it
+            time.sleep(1)
             continue
         (work / name).mkdir(parents=True, exist_ok=True)
         try:
@@ -126,6 +131,15 @@ def run(folder: Path) -> None:
                 print(f"{name}: done", flush=True)
         except Timeout:
             continue  # another process has it
+
+
+def busy(lock: Path) -> bool:
+    """Whether another process holds it."""
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def measure(run_folder: Path, config: Config, conditions: Sequence[str], pictures: int) -> dict[str, np.ndarray]:

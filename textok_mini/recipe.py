@@ -38,7 +38,11 @@ class TokenizerRecipe:
         torch.manual_seed(self.t.seed)
         self.model = tokenizer_of(c).to(accelerator.device)
         if c.proxy:
-            self.model.proxy.load_state_dict(load_file(resolve(c.proxy) / "model.safetensors"))
+            try:
+                self.model.proxy.load_state_dict(load_file(resolve(c.proxy) / "model.safetensors"))
+            except RuntimeError:
+                wanted = "a run of the same shape with tokenizer.layout=grid and tokenizer.latent=vq"
+                raise TrainingError(f"tokenizer.proxy={c.proxy} must be {wanted}") from None
         if c.latent == "words":
             words = FrozenTextEncoder(config.text.encoder).word_embeddings(c.codebook_size)
             if words.shape[1] != c.latent_dim:
