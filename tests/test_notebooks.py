@@ -1,6 +1,7 @@
 """Notebooks as people and CI meet them: what is committed, and a papermill `smoke` copy of each under nbval."""
 
 import ast
+import inspect
 import json
 import math
 import re
@@ -46,6 +47,18 @@ def test_committed_notebook_is_executed_clean_and_defines_nothing_that_the_libra
     assert not defined & defined_in_library()
     # A committed notebook is the laptop run: what it shows was made with the parameters that it has.
     assert "/root/" not in path.read_text() and "/home/" not in path.read_text()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_code_that_a_notebook_prints_is_the_librarys_of_today(path):
+    code = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    nodes = [node for cell in code for node in ast.parse(cell.source).body]
+    exec("\n".join(ast.unparse(n) for n in nodes if isinstance(n, (ast.Import, ast.ImportFrom))), names := {})
+    for cell in code:
+        shown = "".join(output.get("text", "") for output in cell.outputs)
+        for name in re.findall(r"inspect\.getsource\(([\w.]+)\)", cell.source):
+            if name.partition(".")[0] in names:  # else it is a cell's own variable
+                assert inspect.getsource(eval(name, names)) in shown, name
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks" / "parameters").glob("*.yaml")), ids=lambda p: p.stem)

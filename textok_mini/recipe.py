@@ -101,7 +101,7 @@ class TokenizerRecipe:
         parts = {}
         if isinstance(self.text, FrozenTextEncoder):
             parts["captions_cut"] = torch.tensor(self.cut, device=self.accelerator.device)
-        if self.gan:
+        if self.gan and self.drawn:
             images, reconstructions = map(torch.cat, zip(*self.drawn, strict=True))
             parts |= self.gan.learn(images, reconstructions, step, rate)
         return parts
