@@ -69,15 +69,8 @@ def read_grid(folder: Path) -> dict:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
-    grid = {
-        "common": [],
-        "wrong": [],
-        "lasting": {},
-        "conditions": list(WRONG),
-        "generators": {},
-        "samples": {"each": 50},
-        "pictures": 2_000,
-    }
+    grid = {"common": [], "wrong": [], "lasting": {}, "conditions": list(WRONG), "generators": {}}
+    grid |= {"samples": {"each": 50}, "pictures": 2_000}
     grid |= found if isinstance(found, dict) else {}
     if set(grid) != KEYS:
         raise ConfigError(f"{path}: wants the keys {', '.join(sorted(KEYS))}, has {', '.join(sorted(grid))}")
@@ -101,9 +94,9 @@ def run(folder: Path) -> None:
     """Train and measure every run that is not in `folder` yet and that no other process is at."""
     grid = read_grid(folder)
     work, waiting = project_root() / "runs" / "grids" / folder.name, deque(cells(grid))
-    work.mkdir(parents=True, exist_ok=True)
     while waiting:
         name, arm, overrides = waiting.popleft()
+        (work / name).mkdir(parents=True, exist_ok=True)
         kept, config = folder / name, load_config(grid["preset"], overrides)
         if (kept / "metrics.npz").exists():
             continue
@@ -115,7 +108,6 @@ def run(folder: Path) -> None:
             waiting.append((name, arm, overrides))
             time.sleep(1)
             continue
-        (work / name).mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(work / f"{name}.lock", timeout=0):
                 train(config, work / name)

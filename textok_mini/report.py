@@ -87,7 +87,8 @@ def badge(said: str) -> str:
 
 def made_with(folder: Path) -> str:
     """How many runs, how long, on what, by which commits and versions of torch."""
-    runs = sorted({path.parent for name in grids() for path in (folder / name).glob("*/metrics.npz")})
+    names = {row["grid"] for claim in CLAIMS.values() for row in claim["rows"] if "grid" in row}
+    runs = sorted({path.parent for name in names for path in (folder / name).glob("*/metrics.npz")})
     seconds = sum(read_log(run, "timing.jsonl")[-1]["seconds"] for run in runs if (run / "timing.jsonl").exists())
     files = [run / "results.json" for run in runs]
     kept = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
@@ -97,10 +98,6 @@ def made_with(folder: Path) -> str:
     return html.escape(
         f"{len(runs)} trainings, {seconds / 3600:.1f} hours of training in all. Where it was kept: {of}."
     )
-
-
-def grids() -> set[str]:
-    return {row["grid"] for claim in CLAIMS.values() for row in claim["rows"] if "grid" in row}
 
 
 def page(folder: Path) -> str:
