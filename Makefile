@@ -55,8 +55,7 @@ grid: setup ## train what is missing of a grid, GRID=reference/ablations: hours;
 
 claims: setup ## the ledger of the paper's claims, from reference/ or RESULTS=FOLDER: seconds
 	@echo "claims: from $(if $(RESULTS),$(RESULTS),reference/)"
-	@$(BIN)/python -m textok_mini.claims $(if $(RESULTS),results=$(RESULTS))
-	@$(BIN)/python -m textok_mini.report $(if $(RESULTS),results=$(RESULTS))
+	@$(BIN)/python -m textok_mini.claims $(if $(RESULTS),results=$(RESULTS)) page=runs/claims.html
 
 lab: setup ## JupyterLab on the notebooks, until you press Ctrl-C
 	@echo "lab: JupyterLab opens in the browser; Ctrl-C ends it"

@@ -60,9 +60,7 @@ def made(name: str, count: int, way: str = BASE) -> Callable[[], None]:
     config, device = preset(name), best()
     c = config.tokenizer
     torch.manual_seed(0)
-    with (
-        device
-    ):  # random weights are drawn where they are used: on a CPU those of a full size take longer than the rest
+    with device:  # to draw the random weights of a full size on a CPU takes longer than all else
         model = TexTok(c)
     perceptual = LPIPS("alex")
     stepped = torch.compile(model, dynamic=True) if way == "compiled" else model
@@ -123,11 +121,8 @@ def main(name: str = "laptop", pictures: str = "32", rounds: str = "10", *some: 
     c = preset(name).tokenizer
     tune_cpu(c.num_patches + c.num_latent_tokens + WORDS)
     arms = {BASE: made(name, int(pictures))}
-    arms |= {
-        f"{way} ({why})" if why else way: made(name, int(pictures), way)
-        for way, why in WAYS.items()
-        if not some or way in some
-    }
+    for way in some or WAYS:
+        arms[f"{way} ({WAYS[way]})" if WAYS[way] else way] = made(name, int(pictures), way)
     print(f"{name}, {pictures} pictures, {best()}, {torch.get_num_threads()} threads")
     table(in_turn(arms, int(rounds), warmup=2), BASE, int(pictures))
 

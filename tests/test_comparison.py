@@ -10,6 +10,7 @@ import torch
 from filelock import FileLock
 
 from textok_mini import comparison, data, launch, results, weights
+from textok_mini.bottleneck import latent_bits
 from textok_mini.config import DataConfig
 from textok_mini.data import load_data
 from textok_mini.evaluation import image_metrics
@@ -92,12 +93,12 @@ def test_the_hubs_form_is_no_run(tmp_path):
 
 def test_bits_of_a_noisy_latent_against_shannon():
     c = dataclasses.replace(preset("laptop").tokenizer, num_latent_tokens=2, latent_dim=8, latent_noise=0.5)
-    assert results.latent_bits(c) == pytest.approx(16 * 0.5 * math.log2(5))
-    assert results.latent_bits(dataclasses.replace(c, latent="plain")) is None
+    assert latent_bits(c) == pytest.approx(16 * 0.5 * math.log2(5))
+    assert latent_bits(dataclasses.replace(c, latent="plain")) is None
     # By simulation: h(z + noise) - h(noise) of Gaussians, from the variances that are really there.
     z, noise = torch.randn(200_000, dtype=torch.float64), 0.5 * torch.randn(200_000, dtype=torch.float64)
     simulated = 0.5 * math.log2((z + noise).var() / noise.var())
-    assert results.latent_bits(c) == pytest.approx(16 * simulated, rel=0.02)
+    assert latent_bits(c) == pytest.approx(16 * simulated, rel=0.02)
 
 
 def test_smoothed_is_a_running_mean():

@@ -15,7 +15,7 @@ REFERENCE = project_root() / "reference"
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     file = tmp_path_factory.mktemp("page") / "claims.html"
-    assert report.main([f"page={file}"]) == 0
+    assert claims.main([f"page={file}"]) == 0
     return file.read_text(encoding="utf-8")
 
 
@@ -49,9 +49,9 @@ def test_it_stands_alone_and_fits_a_phone(page):
 
 
 def test_bad_arguments_are_one_line_and_nothing_is_written(tmp_path, capsys):
-    assert report.main([f"results={tmp_path / 'nowhere'}", f"page={tmp_path / 'x.html'}"]) == 2
+    assert claims.main([f"results={tmp_path / 'nowhere'}", f"page={tmp_path / 'x.html'}"]) == 2
     assert capsys.readouterr().err.count("\n") == 1 and not list(tmp_path.iterdir())
-    assert report.main(["sheet=x"]) == 2
+    assert claims.main(["sheet=x"]) == 2
 
 
 def test_a_claims_own_words_are_not_markup(monkeypatch):

@@ -1,11 +1,11 @@
 """The ledger: the paper's twelve claims, its figures, the kit's own, and verdicts computed from them.
 
-    python -m textok_mini.claims [results=FOLDER]     # make claims; make claims RESULTS=FOLDER
+    python -m textok_mini.claims [results=FOLDER] [page=runs/claims.html]     # make claims; make claims RESULTS=FOLDER
 
 Trains nothing. It reads grids (`reference/`, or a folder of the same form) whose settings, metrics and expectations
 were written before their runs; `claims.yaml` says which arms decide what. The unit is the training seed. A comparison
 *holds* where its whole interval lies above the margin, *does not hold* where all of it lies below, else it is
-*inconclusive*; a claim holds where all of its comparisons do, and does not where one does not.
+*inconclusive*; a claim holds where all of its comparisons do, and does not where one does not. `page`: the same, drawn.
 """
 
 import sys
@@ -23,7 +23,7 @@ from textok_mini.cost import multiply_adds
 from textok_mini.dit import DiT
 from textok_mini.evaluation import Interval, seeds_interval
 from textok_mini.grid import per_seed, read_grid
-from textok_mini.paths import project_root, resolve
+from textok_mini.paths import beside, project_root, resolve
 from textok_mini.settings import preset
 
 CLAIMS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
@@ -86,6 +86,13 @@ class Found:
             return "not run yet"
         return "holds" if found.low > self.margin else "does not hold" if found.high < self.margin else "inconclusive"
 
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """What a table says of it: comparison, the paper, here, verdict, runs."""
+        ours = f"{self.interval:+.3f} {self.unit}" if self.interval else "-"
+        runs = f"{self.runs} ({len(self.values)} seeds)" if self.runs else "none: follows from the shape"
+        return self.what, self.paper, ours, self.verdict, runs
+
 
 def find(row: Mapping[str, Any], folder: Path) -> Found:
     """Computes a row of claims.yaml from the runs that are finished."""
@@ -108,6 +115,11 @@ def find(row: Mapping[str, Any], folder: Path) -> Found:
     return replace(found, values=[of(*(mean[seed] for mean in means)) / over for seed in seeds])
 
 
+def find_all(folder: Path) -> dict[str, list[Found]]:
+    """Every claim's comparisons, by its name."""
+    return {name: [find(row, folder) for row in claim["rows"]] for name, claim in CLAIMS.items()}
+
+
 def verdict(found: Sequence[Found]) -> str:
     """Of a whole claim."""
     said = {one.verdict for one in found}
@@ -128,35 +140,34 @@ def steps_saved() -> float:
 
 def ledger(folder: Path) -> str:
     """Markdown: a line for each claim, then one for each of its comparisons, and what decides."""
-    claims = {name: [find(row, folder) for row in claim["rows"]] for name, claim in CLAIMS.items()}
-    lines = ["| | claim | decided by | verdict |", "|---|---|---|---|"]
+    claims, lines = find_all(folder), ["| | claim | decided by | verdict |", "|---|---|---|---|"]
     for name, found in claims.items():
         lines.append(f"| {name} | {CLAIMS[name]['says']} | {CLAIMS[name]['rule']} | **{verdict(found)}** |")
+    rows = [(name, *one.cells) for name, found in claims.items() for one in found]
     lines += ["", "| | comparison | the paper | here, 95% over seeds | | runs |", "|---|---|---|---|---|---|"]
-    for name, found in claims.items():
-        for one in found:
-            ours = f"{one.interval:+.3f} {one.unit}" if one.interval else "-"
-            runs = f"{one.runs} ({len(one.values)} seeds)" if one.runs else "none: follows from the shape"
-            lines.append(f"| {name} | {one.what} | {one.paper} | {ours} | {one.verdict} | {runs} |")
+    lines += [f"| {' | '.join(row)} |" for row in rows]
     notes = [f"- {name}: {claim['note']}" for name, claim in CLAIMS.items() if "note" in claim]
     return "\n".join([*lines, "", *notes])
 
 
 def main(arguments: list[str]) -> int:
     """0, or 2 for one clear line about what to change."""
-    match arguments:
-        case []:
-            folder = project_root() / "reference"
-        case [given] if given.startswith("results="):
-            folder = resolve(given.removeprefix("results="))
-        case _:
-            print(__doc__)
-            return 2
+    given = dict(argument.partition("=")[::2] for argument in arguments)
+    if given.keys() - {"results", "page"} or not all(given.values()):
+        print(__doc__)
+        return 2
+    folder = resolve(given.get("results", project_root() / "reference"))
     try:
         if not folder.is_dir():
             raise ConfigError(f"results={folder}: there is no such folder")
         print(ledger(folder))
-    except ConfigError as error:
+        if "page" in given:
+            from textok_mini.report import page  # which imports this module
+
+            with beside(Path(given["page"])) as part:
+                part.write_text(page(folder), encoding="utf-8")
+            print(f"the same, drawn: {given['page']}")
+    except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -19,7 +19,7 @@ from torch import Tensor
 from textok_mini.config import Config
 from textok_mini.data import CaptionedImages, stored_captions
 from textok_mini.device import best
-from textok_mini.evaluation import distances, metrics_of_all, paired_bootstrap, to_uint8
+from textok_mini.evaluation import MEASURES, distances, metrics_of_all, paired_bootstrap, to_uint8
 from textok_mini.neighbours import tokenizer_of
 from textok_mini.recipe import text_encoder, to_float
 from textok_mini.scenes import CHANGES, LEVELS, caption
@@ -104,7 +104,7 @@ def evaluate(
     rows: CaptionedImages,
     conditions: Sequence[str] = (),
     snapshot: int | None = None,
-    names: Sequence[str] = ("psnr", "ssim", "lpips"),
+    names: Sequence[str] = MEASURES,
 ) -> dict[str, dict[str, np.ndarray]]:
     """Per-image metrics of a run on `rows`: with the `right` captions, and under each of `conditions`: a name of
     `other_captions`, told to both halves, or to one as in `wrong place, detokenizer`. LPIPS is on VGG16's trunk, on
@@ -123,8 +123,7 @@ def evaluate(
         some = rows.take(range(len(rows))[start : start + AT_ONCE])
         lines = {name: [lie and lie[start : start + AT_ONCE] for lie in pair] for name, pair in told.items()}
         pictures = {name: reconstruct(model, some, encoder, *pair) for name, pair in lines.items()}
-        originals = to_float(some.images(list(range(len(some)))))
-        parts.append(metrics_of_all(pictures, originals, trunk, names=names))
+        parts.append(metrics_of_all(pictures, to_float(some.images(list(range(len(some))))), trunk, names=names))
     return {name: {key: np.concatenate([part[name][key] for part in parts]) for key in parts[0][name]} for name in told}
 
 

@@ -43,6 +43,7 @@ from textok_mini.hub import first_line, from_hub
 from textok_mini.losses import LPIPS, Trunk
 
 _lpips = functools.cache(LPIPS)  # one network a trunk
+MEASURES = ("psnr", "ssim", "lpips")
 LITE0 = "efficientnet-lite0-128px"  # registered with torch-fidelity under this name
 
 
@@ -76,7 +77,7 @@ def metrics_of_all(
     originals: Tensor,
     lpips_trunk: Trunk = "vgg",
     batch_size: int = 64,
-    names: Sequence[str] = ("psnr", "ssim", "lpips"),
+    names: Sequence[str] = MEASURES,
 ) -> dict[Hashable, dict[str, np.ndarray]]:
     """`image_metrics` of several sets of reconstructions of the same originals, whose features are taken only once;
     those of `names`. SSIM, which is scikit-image's, takes longest of the three on large pictures."""

@@ -16,7 +16,7 @@ A grid is a folder with a `grid.yaml`, written and committed before its runs:
     samples: {each: 50}  # how they draw: settings of `sample`
     pictures: 2000  # of each held-out split that a run is measured on, at most
 
-In an arm's settings `{seed}` is the seed; one with a `tokenizer.proxy` waits for that run. Training happens under
+In an arm's settings `{seed}` is the seed; the `tokenizer.proxy` of one is trained before it. Training happens under
 `runs/`; beside the grid.yaml stay the small results, a folder a run: config, logs, `results.json` (on what, with what)
 and `metrics.npz` with every image's figures. The unit of an interval is the training seed (Student's t).
 """
@@ -25,8 +25,6 @@ import json
 import re
 import shutil
 import sys
-import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -93,23 +91,21 @@ def cells(grid: dict) -> Iterator[tuple[str, str, list[str]]]:
 def run(folder: Path) -> None:
     """Train and measure every run that is not in `folder` yet and that no other process is at."""
     grid = read_grid(folder)
-    work, waiting = project_root() / "runs" / "grids" / folder.name, deque(cells(grid))
-    while waiting:
-        name, arm, overrides = waiting.popleft()
-        (work / name).mkdir(parents=True, exist_ok=True)
-        kept, config = folder / name, load_config(grid["preset"], overrides)
+    work = project_root() / "runs" / "grids" / folder.name
+    configs = {name: load_config(grid["preset"], overrides) for name, _, overrides in cells(grid)}
+    for name, arm, overrides in cells(grid):
+        kept, config = folder / name, configs[name]
         if (kept / "metrics.npz").exists():
             continue
-        if (proxy := config.tokenizer.proxy) and not (resolve(proxy) / "model.safetensors").exists():
-            if not (busy(work / f"{Path(proxy).name}.lock") or any(Path(proxy).name == cell[0] for cell in waiting)):
-                raise ConfigError(
-                    f"{name}: tokenizer.proxy={proxy} is no finished run, and no run of this grid's to come"
-                )
-            waiting.append((name, arm, overrides))
-            time.sleep(1)
-            continue
+        (work / name).mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(work / f"{name}.lock", timeout=0):
+                if (proxy := config.tokenizer.proxy) and not (resolve(proxy) / "model.safetensors").exists():
+                    first = next((other for other in configs if resolve(proxy) == work / other), None)
+                    if first is None:
+                        raise ConfigError(f"{name}: tokenizer.proxy={proxy} is no finished run, nor one of this grid's")
+                    with FileLock(work / f"{first}.lock"):  # whose results may be kept, but not its weights
+                        train(configs[first], work / first)
                 train(config, work / name)
                 told = grid["conditions"] if arm in grid["wrong"] else ()
                 metrics = measure(work / name, config, told, grid["pictures"])
@@ -123,15 +119,6 @@ def run(folder: Path) -> None:
                 print(f"{name}: done", flush=True)
         except Timeout:
             continue  # another process has it
-
-
-def busy(lock: Path) -> bool:
-    """Whether another process holds it."""
-    try:
-        with FileLock(lock, timeout=0):
-            return False
-    except Timeout:
-        return True
 
 
 def measure(run_folder: Path, config: Config, conditions: Sequence[str], pictures: int) -> dict[str, np.ndarray]:

@@ -40,7 +40,7 @@ class TokenizerRecipe:
         if c.proxy:
             try:
                 self.model.proxy.load_state_dict(load_file(resolve(c.proxy) / "model.safetensors"))
-            except RuntimeError:
+            except (RuntimeError, OSError):
                 wanted = "a run of the same shape with tokenizer.layout=grid and tokenizer.latent=vq"
                 raise TrainingError(f"tokenizer.proxy={c.proxy} must be {wanted}") from None
         if c.latent == "words":

