@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 from textok_mini import generate, generator, run, sample, training
 from textok_mini.attributes import AttributeReader
 from textok_mini.captions import plain
-from textok_mini.comparison import load_run
 from textok_mini.data import load_data
+from textok_mini.images import to_float
 from textok_mini.latents import Latents, LatentSpace, main
 from textok_mini.own_data import DataError
-from textok_mini.recipe import text_encoder, to_float
-from textok_mini.run import TrainingError
+from textok_mini.recipe import text_encoder
+from textok_mini.run import TrainingError, load_run
 from textok_mini.settings import config_json, load_config
 from textok_mini.tokenizer import TexTok
 
@@ -265,6 +265,25 @@ def test_controls_are_told_the_captions_and_have_real_or_random_latents(home):
         assert same and {int(rows.labels[row]) for row in same} == {label}
 
 
+def test_seen_captions_are_of_the_class_and_of_training_and_the_latents_are_the_pictures_own(home):
+    """With a decoder that gives back what it is told: the numbers of the latents, and the captions."""
+    rows, told, drawn = Latents("latents"), [], []
+    labels = [int(rows.labels[row]) for row in (0, 0, 0, 1, 1)]
+    unseen, how = ["one", "two", "one", "three", "three"], sample.Settings("dit", "out", batch_size=2, guidance=3.0)
+    them = SimpleNamespace(
+        latents=lambda asked, numbers, **given: drawn.append(given) or list(zip(numbers, asked, strict=True)),
+        decode=lambda x, captions: told.extend(captions) or torch.full((len(x), 3, 8, 8), x[0][0] / 127.5 - 1),
+    )
+    pictures = generate.seen(them, rows, labels, unseen, how)
+    assert pictures[:, 0, 0, 0].tolist() == [0, 0, 2, 2, 4]  # the batches' first numbers
+    assert all(given == how.drawing and given["guidance"] == 3.0 for given in drawn)
+    for label in set(labels):
+        mine = [text for text, of in zip(told, labels, strict=True) if of == label]
+        known = {rows.captions[row] for row in range(len(rows)) if rows.labels[row] == label}
+        wanted = len({text for text, of in zip(unseen, labels, strict=True) if of == label})
+        assert set(mine) <= known and len(set(mine)) == min(wanted, len(known))
+
+
 def test_one_command_goes_all_the_way_and_is_judged_on_its_pictures(home, monkeypatch):
     names = sorted(
         {scene.objects[0].name for scene in map(load_data(load_run(home / "tokenizer")[1].data).scene, range(64))}
@@ -285,7 +304,8 @@ def test_one_command_goes_all_the_way_and_is_judged_on_its_pictures(home, monkey
     results = json.loads((home / "all" / "results.json").read_text())
     rows = load_data(str(home / "all" / "pictures"), "train", 32)
     assert results["pictures"] == len(list((home / "all" / "pictures").glob("*.png")))
-    assert set(results["distances"]) >= {"kernel_efficientnet_lite0", "precision", "recall"}
+    measures = {"kernel_efficientnet_lite0", "precision", "recall"}
+    assert set(results["distances"]) >= measures | {f"{name}, seen captions" for name in measures}
     test = load_data(load_run(home / "tokenizer")[1].data, "test", 32)
     real = reader.score(test.images(list(range(len(test)))), test.labels.tolist(), test.captions)
     assert results["shown"]["real"]["place"] == pytest.approx(np.nanmean(real["place"])) and len(rows)

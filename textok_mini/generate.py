@@ -22,17 +22,17 @@ from torch import Tensor
 
 from textok_mini import latents, sample
 from textok_mini.attributes import AttributeReader
+from textok_mini.command import command
 from textok_mini.comparison import reconstruct
-from textok_mini.config import ConfigError, require
+from textok_mini.config import require
 from textok_mini.data import load_data
-from textok_mini.evaluation import generation_metrics, to_uint8
+from textok_mini.evaluation import generation_metrics
+from textok_mini.images import to_uint8
 from textok_mini.latents import Latents
-from textok_mini.own_data import METADATA, DataError
+from textok_mini.own_data import METADATA
 from textok_mini.paths import beside, resolve
-from textok_mini.run import TrainingError
 from textok_mini.sample import Painter
 from textok_mini.settings import apply_overrides, from_dict, load_config
-from textok_mini.train import complain
 from textok_mini.training import train
 
 
@@ -62,15 +62,15 @@ def generate(preset: str, c: Settings, settings: Sequence[str], samples: Sequenc
     of_data = [f"dit.num_latent_tokens={count}", f"dit.latent_dim={channels}", f"dit.num_classes={classes}"]
     train(load_config(preset, [*of_data, *settings, f"generator.latents={folder / 'latents'}"]), folder / "dit")
     sample.sample(how)
-    results = measure(folder / "pictures", Painter(how.dit, c.tokenizer), rows)
+    results = measure(folder / "pictures", Painter(how.dit, c.tokenizer), rows, how)
     with beside(folder / "results.json") as part:
         part.write_text(json.dumps(results, indent=1), encoding="utf-8")
     return results
 
 
-def measure(pictures: Path, painter: Painter, rows: Latents) -> dict:
-    """Generated pictures against held-out ones: distances, precision and recall; of scenes the shares that show what
-    was asked, beside those of real pictures, of real ones drawn again, and of `controls`."""
+def measure(pictures: Path, painter: Painter, rows: Latents, how: sample.Settings) -> dict:
+    """Generated pictures against held-out ones: distances, precision and recall, and those of `seen`; of scenes the
+    shares that show what was asked, beside those of real pictures, of real ones drawn again, and of `controls`."""
     said = [json.loads(line) for line in (pictures / METADATA).read_text(encoding="utf-8").splitlines()]
     theirs = painter.theirs
     images = torch.from_numpy(np.stack([np.asarray(Image.open(pictures / line["file_name"])) for line in said]))
@@ -78,9 +78,13 @@ def measure(pictures: Path, painter: Painter, rows: Latents) -> dict:
     test = load_data(theirs.data, "test", size)
     real = test.images(list(range(len(test))))
     results = {"pictures": len(said), "distances": generation_metrics(real, images)}
+    names, captions = rows.space.meta["label_names"], [line["caption"] for line in said]
+    labels = [names.index(line["label"]) if "label" in line else -1 for line in said]
+    if painter.narrator and not painter.reader:
+        drawn = seen(painter, rows, labels, captions, how)
+        results["distances"] |= {f"{k}, seen captions": v for k, v in generation_metrics(real, drawn).items()}
     if test.world is not None:
-        reader, names = AttributeReader.of(theirs.data, size), rows.space.meta["label_names"]
-        labels, captions = [names.index(line["label"]) for line in said], [line["caption"] for line in said]
+        reader = AttributeReader.of(theirs.data, size)
         again = to_uint8(reconstruct(painter.tokenizer, test, painter.narrator))
         asked, own = (labels, captions), (test.labels.tolist(), test.captions)
         sets = {"generated": (images, *asked), "real": (real, *own), "drawn again": (again, *own)}
@@ -88,6 +92,24 @@ def measure(pictures: Path, painter: Painter, rows: Latents) -> dict:
         scores = {name: reader.score(*given) for name, given in sets.items()}
         results["shown"] = {of: {n: float(np.nanmean(v)) for n, v in found.items()} for of, found in scores.items()}
     return results
+
+
+def seen(
+    painter: Painter, rows: Latents, labels: Sequence[int], captions: Sequence[str], how: sample.Settings
+) -> Tensor:
+    """The same latent tokens as the pictures', decoded with captions of their classes that training has seen, as many
+    of a class as there are unseen ones in `captions`, uint8."""
+    turns = {}
+    for label in set(labels):
+        count = len({text for text, of in zip(captions, labels, strict=True) if of == label})
+        known = dict.fromkeys(rows.captions[row] for row in (rows.labels == label).nonzero().flatten())
+        turns[label] = itertools.cycle(itertools.islice(known, count))
+    told, parts = [next(turns[label]) for label in labels], []
+    for start in range(0, len(labels), how.batch_size):
+        numbers = range(len(labels))[start : start + how.batch_size]
+        x = painter.latents([labels[i] for i in numbers], numbers, **how.drawing)
+        parts.append(to_uint8(painter.decode(x, [told[i] for i in numbers])))
+    return torch.cat(parts)
 
 
 def controls(painter: Painter, rows: Latents, labels: Sequence[int], captions: Sequence[str]) -> dict[str, Tensor]:
@@ -105,22 +127,14 @@ def controls(painter: Painter, rows: Latents, labels: Sequence[int], captions: S
     }
 
 
-def main(arguments: list[str]) -> int:
-    """0, or 2 for one clear line about what to change."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(__doc__)
-        return 0 if arguments else 2
+@command(__doc__)
+def main(arguments: list[str]) -> None:
     preset, *settings = arguments
     own, samples = {f.name for f in fields(Settings)}, [s for s in settings if s.startswith("sample.")]
     mine = [s for s in settings if s.partition("=")[0] in own]
     rest = [s for s in settings if s not in samples + mine]
-    try:
-        c = from_dict(Settings, apply_overrides({}, mine, short={}))
-        results = generate(preset, c, rest, [s.removeprefix("sample.") for s in samples])
-    except (ConfigError, DataError, TrainingError, OSError) as error:
-        return complain(error)
-    print(json.dumps(results, indent=1))
-    return 0
+    c = from_dict(Settings, apply_overrides({}, mine, short={}))
+    print(json.dumps(generate(preset, c, rest, [s.removeprefix("sample.") for s in samples]), indent=1))
 
 
 if __name__ == "__main__":

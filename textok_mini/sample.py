@@ -31,19 +31,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from textok_mini.captions import assert_disjoint
-from textok_mini.comparison import read_config
+from textok_mini.command import command
 from textok_mini.config import Config, ConfigError, require
 from textok_mini.device import best
 from textok_mini.dit import DiT
-from textok_mini.figures import to_uint8
 from textok_mini.generator import PROCESSES, Condition, sample_latents
 from textok_mini.hub import revision
+from textok_mini.images import pixels
 from textok_mini.latents import LatentSpace, claim
 from textok_mini.own_data import METADATA, DataError
 from textok_mini.paths import beside, resolve
 from textok_mini.recipe import text_encoder
+from textok_mini.run import read_config
 from textok_mini.settings import apply_overrides, from_dict
-from textok_mini.train import complain
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,12 @@ class Settings:
         require(self.steps >= 0 and self.seed >= 0, "steps and seed", "at least 0")
         part = re.fullmatch(r"(\d+)/(\d+)", self.shard)
         require(part is not None and int(part[1]) < int(part[2]), "shard", "I/N with I below N, as in 0/8")
+
+    @property
+    def drawing(self) -> dict[str, Any]:
+        """How latents are drawn, as `Painter.latents` takes it."""
+        span = self.guide_from, self.guide_to
+        return {"guidance": self.guidance, "span": span, "steps": self.steps, "seed": self.seed}
 
 
 def load_dit(folder: str | Path) -> tuple[DiT, Config]:
@@ -164,8 +170,8 @@ def sample(c: Settings) -> None:
     for start in tqdm(range(0, len(mine), c.batch_size), desc=folder.name, unit="batch", disable=None):
         numbers = mine[start : start + c.batch_size]
         told = [(captions if painter.reader else labels)[i] for i in numbers]
-        x = painter.latents(told, numbers, c.guidance, (c.guide_from, c.guide_to), c.steps, c.seed)
-        for i, image in zip(numbers, to_uint8(painter.decode(x, [captions[i] for i in numbers])), strict=True):
+        x = painter.latents(told, numbers, **c.drawing)
+        for i, image in zip(numbers, pixels(painter.decode(x, [captions[i] for i in numbers])), strict=True):
             with beside(folder / names[i]) as part:
                 Image.fromarray(image).save(part, format="PNG")
     if all((folder / name).exists() for name in names):
@@ -186,16 +192,9 @@ def finish(
             np.savez(file, pictures, np.array(labels))
 
 
-def main(arguments: list[str]) -> int:
-    """0, or 2 for one clear line about what to change."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(__doc__)
-        return 0 if arguments else 2
-    try:
-        sample(from_dict(Settings, apply_overrides({}, arguments, short={})))
-    except (ConfigError, DataError, OSError) as error:
-        return complain(error)
-    return 0
+@command(__doc__)
+def main(arguments: list[str]) -> None:
+    sample(from_dict(Settings, apply_overrides({}, arguments, short={})))
 
 
 if __name__ == "__main__":
