@@ -14,7 +14,7 @@ from textok_mini.bottleneck import latent_bits
 from textok_mini.config import DataConfig
 from textok_mini.data import load_data
 from textok_mini.evaluation import image_metrics
-from textok_mini.recipe import to_float
+from textok_mini.images import to_float
 from textok_mini.run import TrainingError, save_weights
 from textok_mini.scenes import CELLS, caption
 from textok_mini.settings import config_json, preset

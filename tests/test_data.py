@@ -536,9 +536,8 @@ def test_without_a_network_it_is_one_line_at_once(monkeypatch):
 # --- The command line ---------------------------------------------------------------------------------------
 
 
-def test_prepare_says_what_it_made(home, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["data", "prepare", "image_size=16", "data.scenes=20", "data.objects=9"])
-    data.main()
+def test_prepare_says_what_it_made(home, capsys):
+    assert data.main(["prepare", "image_size=16", "data.scenes=20", "data.objects=9"]) == 0
     printed = capsys.readouterr().out
     assert "openmoji-scenes train: 20 pictures of 16 px" in printed and "zero-shot: 40 pictures" in printed
     assert "CC BY-SA 4.0" in printed and {p.stem for p in home.rglob("*.arrow")} == {"train", "test", "zero-shot"}
@@ -547,8 +546,6 @@ def test_prepare_says_what_it_made(home, monkeypatch, capsys):
 @pytest.mark.parametrize(
     "arguments, line",
     [
-        ([], "usage"),
-        (["show"], "usage"),
         (["prepare", "size=32"], "unknown setting 'size'"),
         (["prepare", "image_size=big"], "image_size must be a whole number"),
         (["prepare", "data.scene=3"], "data.scene"),
@@ -557,12 +554,15 @@ def test_prepare_says_what_it_made(home, monkeypatch, capsys):
         (["prepare", "data"], "KEY=VALUE"),
     ],
 )
-def test_bad_arguments_are_one_line_and_exit_2(monkeypatch, capsys, arguments, line):
-    monkeypatch.setattr(sys, "argv", ["data", *arguments])
-    with pytest.raises(SystemExit) as caught:
-        data.main()
+def test_bad_arguments_are_one_line_and_exit_2(capsys, arguments, line):
+    assert data.main(arguments) == 2
     message = capsys.readouterr().err.strip()
-    assert caught.value.code == 2 and line in message and "\n" not in message
+    assert line in message and "\n" not in message
+
+
+@pytest.mark.parametrize("arguments, code", [([], 2), (["show"], 2), (["--help"], 0)])
+def test_without_prepare_it_prints_its_help(capsys, arguments, code):
+    assert data.main(arguments) == code and "prepare data=openmoji-scenes" in capsys.readouterr().out
 
 
 def test_a_scene_survives_its_column():

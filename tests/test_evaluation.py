@@ -15,21 +15,18 @@ from textok_mini import evaluation
 from textok_mini.evaluation import (
     LITE0,
     EfficientNetLite0,
-    Interval,
     against_reference,
-    bootstrap_mean,
     clip_score,
     distances,
     frechet,
     generation_metrics,
     image_metrics,
     inception_weights,
-    paired_bootstrap,
     psnr,
-    seeds_interval,
     ssim,
-    to_uint8,
 )
+from textok_mini.images import to_uint8
+from textok_mini.intervals import Interval, bootstrap_mean, paired_bootstrap, seeds_interval
 from textok_mini.losses import LPIPS
 
 

@@ -23,7 +23,6 @@ GRID = {
         "twin-8": ["tokenizer.text_in=none", "training.steps=8"],
     },
     "comparisons": {"equal steps": ["textok", "twin"], "more": ["textok", "twin-8"]},
-    "lasting": {"short": "equal steps", "long": "more", "margin": 0.25},
     "wrong": ["textok"],
 }
 
@@ -73,26 +72,6 @@ def test_report_is_what_the_images_say(folder):
     assert f"{np.mean([costs[0] - costs[1], costs[2] - costs[3]]):+.3f}" in row
 
 
-@pytest.mark.parametrize(
-    ("short_leads", "long_leads", "verdict"),
-    [
-        ([1.0, 1.0, 1.0], [1.0, 1.1, 0.9], "holds"),
-        ([1.0, 1.0, 1.0], [0.5, 0.6, 0.55], "does not hold"),
-        ([1.0, 1.0, 1.0], [0.7, 0.8, 0.75], "inconclusive"),
-        ([-0.4, -0.4, -0.4], [-0.25, -0.25, -0.25], "no lead shown"),  # of which more than three quarters "remain"
-        ([-1.0, 1.0, 3.0], [5.0, 5.0, 5.0], "no lead shown"),
-    ],
-)
-def test_the_verdict_follows_from_margin_and_interval(tmp_path, monkeypatch, short_leads, long_leads, verdict):
-    table = {"textok": [1.0] * 3, "twin": [1.0 - lead for lead in short_leads]}
-    table["twin-8"] = [1.0 - lead for lead in long_leads]
-    monkeypatch.setattr(
-        grid, "per_seed", lambda folder, g, arm, key: dict(enumerate(table[arm])) if key == "test/right/psnr" else {}
-    )
-    [*_, line] = grid.lasting(tmp_path, GRID)
-    assert line.startswith(f"| test | psnr | {np.mean(short_leads):+.3f} |") and line.endswith(f"| {verdict} |")
-
-
 def test_readme_tables_change_only_between_their_marks(folder):
     text = "before\n<!-- grid: small -->\nold\n<!-- end -->\nafter\n<!-- config: smoke -->\n<!-- end -->\n"
     once = grid.up_to_date(text, folder.parent)
@@ -139,17 +118,13 @@ def test_an_arm_waits_for_its_proxy_and_not_for_ever(tmp_path, monkeypatch):
     vq = ["tokenizer.text_in=none", "tokenizer.latent=vq", "tokenizer.num_latent_tokens=16"]
     arms = {"two": [*vq, "tokenizer.proxy=runs/grids/pair/one-seed{seed}"], "one": [*vq, "tokenizer.layout=grid"]}
     (tmp_path / "pair").mkdir()
-    (tmp_path / "pair" / "grid.yaml").write_text(
-        yaml.safe_dump(GRID | {"arms": arms, "comparisons": {}, "wrong": [], "lasting": {}})
-    )
+    (tmp_path / "pair" / "grid.yaml").write_text(yaml.safe_dump(GRID | {"arms": arms, "comparisons": {}, "wrong": []}))
     grid.run(tmp_path / "pair")
     assert all(order.index(f"one-seed{seed}") < order.index(f"two-seed{seed}") for seed in (1, 2))
     assert sorted(order) == ["one-seed1", "one-seed2", "two-seed1", "two-seed2"]
     arms["two"][-1] = "tokenizer.proxy=runs/nowhere"
     (tmp_path / "none").mkdir()
-    (tmp_path / "none" / "grid.yaml").write_text(
-        yaml.safe_dump(GRID | {"arms": arms, "comparisons": {}, "wrong": [], "lasting": {}})
-    )
+    (tmp_path / "none" / "grid.yaml").write_text(yaml.safe_dump(GRID | {"arms": arms, "comparisons": {}, "wrong": []}))
     with pytest.raises(ConfigError, match=r"two-seed1: tokenizer\.proxy=runs/nowhere is no finished run"):
         grid.run(tmp_path / "none")
 
@@ -180,7 +155,7 @@ def test_generators_are_compared_by_what_they_draw(folder, monkeypatch):
     there = folder.parent / "generated"
     there.mkdir()
     two = {arm: GRID["arms"][arm] for arm in ("textok", "twin")}
-    small = GRID | {"arms": two, "wrong": [], "lasting": {}, "comparisons": {"drawn": ["textok:class", "twin:class"]}}
+    small = GRID | {"arms": two, "wrong": [], "comparisons": {"drawn": ["textok:class", "twin:class"]}}
     small |= {"generators": {"class": ["generator.steps=3"]}, "samples": {"each": 2}}
     (there / "grid.yaml").write_text(yaml.safe_dump(small))
     grid.run(there)

@@ -11,10 +11,9 @@ from torch.nn import functional as F
 
 from textok_mini import data, hub
 from textok_mini.bottleneck import COMMITMENT, PATIENCE, Bottleneck, latent_bits
-from textok_mini.comparison import load_run
 from textok_mini.config import ConfigError, TexTokConfig
 from textok_mini.neighbours import ConvolutionalTokenizer, TwoStage, published, tokenizer_of
-from textok_mini.run import TrainingError
+from textok_mini.run import TrainingError, load_run
 from textok_mini.settings import load_config, preset
 from textok_mini.text import FrozenTextEncoder
 from textok_mini.training import train

@@ -20,9 +20,9 @@ from tqdm import trange
 from textok_mini.audit import read_caption
 from textok_mini.config import DataConfig
 from textok_mini.data import CaptionedImages, load_data
+from textok_mini.images import to_float
 from textok_mini.own_data import digest
 from textok_mini.paths import beside, data_dir
-from textok_mini.recipe import to_float
 from textok_mini.scenes import BACKGROUNDS, CELLS
 from textok_mini.settings import to_dict
 

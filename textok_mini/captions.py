@@ -29,9 +29,10 @@ from tqdm import tqdm
 
 from textok_mini.caption_store import CaptionStore, storable
 from textok_mini.captioner import MODEL, PROMPT, Captioner, VLLMCaptioner, licence, trim
+from textok_mini.command import command, first_line
 from textok_mini.config import ConfigError, DataConfig, require
 from textok_mini.data import MADE, CaptionedImages, load_data
-from textok_mini.hub import first_line, from_hub, revision
+from textok_mini.hub import from_hub, revision
 from textok_mini.own_data import (
     HUB_ID,
     PICTURES,
@@ -47,7 +48,6 @@ from textok_mini.own_data import (
 )
 from textok_mini.paths import resolve
 from textok_mini.settings import apply_overrides, from_dict
-from textok_mini.train import complain
 
 ENGINES = {"transformers": Captioner, "vllm": VLLMCaptioner}
 INSTALL = {"ray": "pip install -e '.[ray]'", "vllm": "pip install vllm, in an environment of its own"}
@@ -280,18 +280,12 @@ def plain(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def main(arguments: list[str]) -> int:
-    """0, or 2 for one clear line about what to change."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(__doc__)
-        return 0 if arguments else 2
+@command(__doc__)
+def main(arguments: list[str]) -> None:
     try:
         caption(from_dict(Settings, apply_overrides({}, arguments, short={"data": "data.source"})))
     except ImportError as error:
-        return complain(f"{first_line(error)}: {INSTALL.get(error.name, 'install it')}")
-    except (ConfigError, DataError, OSError) as error:
-        return complain(first_line(error))
-    return 0
+        raise ConfigError(f"{first_line(error)}: {INSTALL.get(error.name, 'install it')}") from None
 
 
 if __name__ == "__main__":

@@ -18,11 +18,12 @@ import numpy as np
 import torch
 import yaml
 
+from textok_mini.command import Help, command
 from textok_mini.config import ConfigError
 from textok_mini.cost import multiply_adds
 from textok_mini.dit import DiT
-from textok_mini.evaluation import Interval, seeds_interval
 from textok_mini.grid import per_seed, read_grid
+from textok_mini.intervals import Interval, seeds_interval
 from textok_mini.paths import beside, project_root, resolve
 from textok_mini.settings import preset
 
@@ -58,7 +59,7 @@ OF = {  # how a row's arms are compared, and in what: {} is the metric
     "more": (lambda a, b, c, d: gain(a, b) - gain(c, d), "of {} saved"),
     "slope": (slope, "of {} a doubling"),
     "factor": (factor, "times"),
-    "lasting": (lasting, "{} less"),
+    "lasting": (lasting, "{}"),
     "counted": (lambda: steps_saved(), "times"),
 }
 
@@ -150,27 +151,21 @@ def ledger(folder: Path) -> str:
     return "\n".join([*lines, "", *notes])
 
 
-def main(arguments: list[str]) -> int:
-    """0, or 2 for one clear line about what to change."""
+@command(__doc__, least=0)
+def main(arguments: list[str]) -> None:
     given = dict(argument.partition("=")[::2] for argument in arguments)
     if given.keys() - {"results", "page"} or not all(given.values()):
-        print(__doc__)
-        return 2
+        raise Help
     folder = resolve(given.get("results", project_root() / "reference"))
-    try:
-        if not folder.is_dir():
-            raise ConfigError(f"results={folder}: there is no such folder")
-        print(ledger(folder))
-        if "page" in given:
-            from textok_mini.report import page  # which imports this module
+    if not folder.is_dir():
+        raise ConfigError(f"results={folder}: there is no such folder")
+    print(ledger(folder))
+    if "page" in given:
+        from textok_mini.report import page  # which imports this module
 
-            with beside(Path(given["page"])) as part:
-                part.write_text(page(folder), encoding="utf-8")
-            print(f"the same, drawn: {given['page']}")
-    except (ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        with beside(Path(given["page"])) as part:
+            part.write_text(page(folder), encoding="utf-8")
+        print(f"the same, drawn: {given['page']}")
 
 
 if __name__ == "__main__":

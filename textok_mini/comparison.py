@@ -7,23 +7,21 @@
 An arm's metrics are per image, so that any two can be paired.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from textok_mini.config import Config
 from textok_mini.data import CaptionedImages, stored_captions
 from textok_mini.device import best
-from textok_mini.evaluation import MEASURES, distances, metrics_of_all, paired_bootstrap, to_uint8
-from textok_mini.neighbours import tokenizer_of
-from textok_mini.recipe import text_encoder, to_float
+from textok_mini.evaluation import MEASURES, distances, metrics_of_all
+from textok_mini.images import to_float, to_uint8
+from textok_mini.intervals import paired_bootstrap
+from textok_mini.recipe import text_encoder
+from textok_mini.run import load_run
 from textok_mini.scenes import CHANGES, LEVELS, caption
-from textok_mini.settings import from_dict
 from textok_mini.text import CachedText, FrozenTextEncoder
 from textok_mini.tokenizer import TexTok
 
@@ -39,24 +37,6 @@ ARMS = {
     "twin": ["tokenizer.text_in=none"],
     "registers": ["tokenizer.text_in=none", "tokenizer.num_registers=22"],
 }
-
-
-def load_run(folder: str | Path, snapshot: int | None = None) -> tuple[TexTok, Config]:
-    """A finished run's EMA weights (or those of a snapshot's step) in eval mode, and its config."""
-    folder, config = Path(folder), read_config(folder)
-    model = tokenizer_of(config.tokenizer)
-    name = "model.safetensors" if snapshot is None else f"snapshots/step-{snapshot:07d}.safetensors"
-    model.load_state_dict(load_file(folder / name))
-    return model.eval(), config
-
-
-def read_config(folder: str | Path) -> Config:
-    """A run's. Raises FileNotFoundError where there is none."""
-    path = Path(folder) / "config.json"
-    values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if "training" not in values:  # the hub's form has the tokenizer's settings alone, and no text encoder's
-        raise FileNotFoundError(f"{folder} holds no run: train one with python -m textok_mini.train")
-    return from_dict(Config, values)
 
 
 def other_captions(rows: CaptionedImages, what: str, level: str = "normal", seed: int = 0) -> list[str]:

@@ -14,6 +14,8 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from textok_mini.command import Complaint
+
 STANDINGS = {
     "paper": "the paper's abstract or the project's seed document says it",
     "derived": "computed from values of the paper",
@@ -24,7 +26,7 @@ STANDINGS = {
 }
 
 
-class ConfigError(ValueError):
+class ConfigError(Complaint):
     """A setting is unknown, of the wrong type, or impossible; the message is one line that says what to do."""
 
 
@@ -330,5 +332,5 @@ if __name__ == "__main__":  # python -m textok_mini.config PRESET_OR_FILE [key=v
         from textok_mini.settings import load_config  # which imports this module
 
         print(table(load_config(sys.argv[1] if sys.argv[1:] else "imagenet256-128", sys.argv[2:])))
-    except ValueError as error:
+    except Complaint as error:
         sys.exit(f"error: {error}")

@@ -31,7 +31,8 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from textok_mini.caption_store import CaptionStore, read_captions
-from textok_mini.config import ConfigError, DataConfig
+from textok_mini.command import Help, command
+from textok_mini.config import DataConfig
 from textok_mini.openmoji import ATTRIBUTION, CATEGORIES, colours, drawings, rasterise, svg_body
 from textok_mini.own_data import (
     HUB_ID,
@@ -52,7 +53,6 @@ from textok_mini.settings import apply_overrides, from_dict, parsed
 GENERATOR = {"openmoji-scenes": 1, "openmoji": 2}
 HELD_OUT_SCENES = 2_000  # of the test split, and of the zero-shot split
 MADE = {"openmoji-scenes": SPLITS, "openmoji": ("train", "test")}
-USAGE = "usage: python -m textok_mini.data prepare data=SOURCE image_size=32 [data.KEY=VALUE ...]"
 CAPTION_COLUMN = {"short": "caption_short", "normal": "caption", "long": "caption_long"}
 FEATURES = datasets.Features(
     {"image": datasets.Value("binary")}
@@ -82,6 +82,7 @@ class CaptionedImages(Dataset):
     def __post_init__(self):
         self.labels = torch.as_tensor(self.labels, dtype=torch.int64)
         self.pictures = self.table.select_columns("image").with_format("arrow")
+        self.scenes = self.table.select_columns("scene") if "scene" in self.table.column_names else None
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -118,7 +119,7 @@ class CaptionedImages(Dataset):
 
     def scene(self, row: int) -> Scene:
         """What row `row` shows; only for `openmoji-scenes`."""
-        return Scene.from_json(self.table.select_columns("scene")[row]["scene"])
+        return Scene.from_json(self.scenes[row]["scene"])
 
     def wrong(self, row: int, change: str, rng: np.random.Generator) -> Scene:
         """The row's scene with one thing changed (`scenes.wrong`), among the objects of this split."""
@@ -251,28 +252,25 @@ def prepare(config: DataConfig, image_size: int, splits: Iterable[str] | None = 
     return folder
 
 
-def main() -> None:
-    """`prepare ...`: makes or checks every split of a source and says what is there."""
-    try:
-        if sys.argv[1:2] != ["prepare"]:
-            raise DataError(USAGE)
-        values = apply_overrides({}, sys.argv[2:])
-        image_size = parsed(values.pop("image_size", 32))
-        config = from_dict(DataConfig, values.pop("data", {}), "data.")
-        if values:
-            raise DataError(f"unknown setting {next(iter(values))!r}; {USAGE}")
-        for split in MADE.get(config.source, ("train", "test")):
-            start = time.perf_counter()
-            rows = load_data(config, split, image_size)
-            seconds = time.perf_counter() - start
-            print(f"{config.source} {split}: {len(rows):,} pictures of {image_size} px in {seconds:.1f} s")
-            print(f"  for example: {rows.captions[0]}")
-        if config.source in MADE:
-            print(f"  in {prepare(config, image_size)}\n  drawings: {ATTRIBUTION}")
-    except (DataError, ConfigError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+@command(__doc__)
+def main(arguments: list[str]) -> None:
+    """Makes or checks every split of a source and says what is there."""
+    if arguments[0] != "prepare":
+        raise Help
+    values = apply_overrides({}, arguments[1:])
+    image_size = parsed(values.pop("image_size", 32))
+    config = from_dict(DataConfig, values.pop("data", {}), "data.")
+    if values:
+        raise DataError(f"unknown setting {next(iter(values))!r}: prepare takes data=SOURCE, data.KEY and image_size")
+    for split in MADE.get(config.source, ("train", "test")):
+        start = time.perf_counter()
+        rows = load_data(config, split, image_size)
+        seconds = time.perf_counter() - start
+        print(f"{config.source} {split}: {len(rows):,} pictures of {image_size} px in {seconds:.1f} s")
+        print(f"  for example: {rows.captions[0]}")
+    if config.source in MADE:
+        print(f"  in {prepare(config, image_size)}\n  drawings: {ATTRIBUTION}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

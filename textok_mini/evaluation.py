@@ -1,9 +1,7 @@
-"""How good a reconstruction is: per image, per set of images, and how sure we may be.
+"""How good a reconstruction is: per image, and per set of images. How sure we may be, `intervals` says.
 
     metrics = image_metrics(reconstructions, originals)           # {"psnr": (N,), "ssim": ..., "lpips": ...}
-    paired_bootstrap(metrics["psnr"], twin["psnr"])               # +0.81 [+0.78, +0.84]
     distances(to_uint8(originals), to_uint8(reconstructions))     # {"kernel_efficientnet_lite0": 0.04, ...}
-    seeds_interval([0.84, 0.78, 0.80, 0.83, 0.79])                # +0.81 [+0.78, +0.84]
 
     python -m textok_mini.evaluation pictures.npz VIRTUAL_imagenet256_labeled.npz    # of `sample`, against ADM's file
 
@@ -14,17 +12,14 @@ crowds by an ImageNet network's features: "FID" means Inception's, so on another
 import functools
 import hashlib
 import json
-import math
 import sys
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch_fidelity
-from scipy import stats
 from skimage.metrics import structural_similarity
 from torch import Tensor
 from torch.nn import functional as F
@@ -36,10 +31,10 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from torch_fidelity.utils import create_feature_extractor
-from transformers import CLIPModel, CLIPProcessor
 
+from textok_mini.command import Help, command, first_line
 from textok_mini.device import best
-from textok_mini.hub import first_line, from_hub
+from textok_mini.hub import from_hub
 from textok_mini.losses import LPIPS, Trunk
 
 _lpips = functools.cache(LPIPS)  # one network a trunk
@@ -138,11 +133,6 @@ if LITE0 not in FEATURE_EXTRACTORS_REGISTRY:  # a notebook may reload this modul
     torch_fidelity.register_feature_extractor(LITE0, EfficientNetLite0)
 
 
-def to_uint8(images: Tensor) -> Tensor:
-    """[-1, 1] to 0..255, clipped and rounded to the nearest: the rounding behind every distance here."""
-    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-
-
 def distances(
     real: Tensor, fake: Tensor, extractor: str = "efficientnet-lite0", weights_path: str | Path | None = None
 ) -> dict[str, float]:
@@ -174,7 +164,9 @@ def fidelity(
     """torch-fidelity's measures of a set, by the names that they have here."""
     for images in (real, fake):
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or len(images) < 2:
-            raise ValueError(f"want (N > 1, 3, H, W) uint8, not {tuple(images.shape)} {images.dtype}: see to_uint8")
+            raise ValueError(
+                f"want (N > 1, 3, H, W) uint8, not {tuple(images.shape)} {images.dtype}: see images.to_uint8"
+            )
     if extractor == "efficientnet-lite0":
         asked["feature_extractor"], suffix = LITE0, "_efficientnet_lite0"
         names = ("frechet" + suffix, "kernel" + suffix)
@@ -232,6 +224,8 @@ def frechet(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> float
 def clip_score(images: Tensor, captions: Sequence[str], model: str = "openai/clip-vit-large-patch14") -> np.ndarray:
     """100 times the cosine between each image (N, 3, H, W), uint8, and its caption, at least 0 (Hessel et al., 2021).
     Which CLIP the paper's 29.23 is of is not known. Raises OSError, in one line, for weights that cannot be had."""
+    from transformers import CLIPModel, CLIPProcessor  # seconds, which only this measure is worth
+
     network, processor = (from_hub(cls, model, "CLIP") for cls in (CLIPModel, CLIPProcessor))
     network, scores = network.to(best()).eval(), []
     for i in range(0, len(images), 64):
@@ -264,67 +258,18 @@ def inception_weights(path: str | Path | None = None) -> Path:
     return file
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A mean with its 95% interval. Prints as a difference, `+0.81 [+0.78, +0.84]`; f"{x:.1f}" as a level."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __format__(self, spec: str = "") -> str:
-        spec = spec or "+.2f"
-        return f"{self.mean:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
-
-    __str__ = __format__
-
-
-def bootstrap_mean(values: Sequence[float], n: int = 10_000, seed: int = 0) -> Interval:
-    """The mean over images and its 95% percentile-bootstrap interval, from `n` resamples.
-    It speaks of these weights on other images; of another training speaks `seeds_interval`.
-    Raises ValueError for fewer than two values or one that is not finite (two identical images' PSNR)."""
-    values, rng = _checked(values), np.random.default_rng(seed)
-    lots = [min(100, n - start) for start in range(0, n, 100)]  # of 50,000 images all would take gigabytes
-    means = np.concatenate([values[rng.integers(len(values), size=(lot, len(values)))].mean(1) for lot in lots])
-    return Interval(float(values.mean()), *np.quantile(means, [0.025, 0.975]).tolist())
-
-
-def paired_bootstrap(a: Sequence[float], b: Sequence[float], n: int = 10_000, seed: int = 0) -> Interval:
-    """The same of `a - b`, measured on the same images in one order, which removes how hard each image is."""
-    if len(a) != len(b):
-        raise ValueError(f"{len(a)} values against {len(b)}: a pair needs both")
-    return bootstrap_mean(np.asarray(a, float) - np.asarray(b, float), n, seed)
-
-
-def seeds_interval(values: Sequence[float]) -> Interval:
-    """The mean over training seeds and its 95% interval by Student's t: mean +- t * s / sqrt(n)."""
-    values = _checked(values)
-    mean, half = values.mean(), stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
-    return Interval(float(mean), float(mean - half), float(mean + half))
-
-
-def _checked(values: Sequence[float]) -> np.ndarray:
-    values = np.asarray(values, dtype=float)
-    if values.ndim != 1 or len(values) < 2 or not np.isfinite(values).all():
-        raise ValueError(f"an interval needs two or more finite values, not {values}")
-    return values
-
-
-def main(arguments: list[str]) -> int:
-    """0, or 2 for one clear line about what to change."""
+@command(__doc__)
+def main(arguments: list[str]) -> None:
     if len(arguments) != 2:
-        print(__doc__)
-        return 2
+        raise Help
     try:
         with np.load(arguments[0]) as stored:
             images, labels = torch.from_numpy(stored["arr_0"]).permute(0, 3, 1, 2).contiguous(), stored["arr_1"]
         counts = np.unique(labels, return_counts=True)[1]
         found = {"pictures": len(images), "a class": [int(counts.min()), int(counts.max())]}
         print(json.dumps(found | against_reference(images, arguments[1]), indent=1))
-    except (OSError, KeyError, ValueError) as error:
-        print(f"error: {arguments[0]}: {first_line(error)}", file=sys.stderr)
-        return 2
-    return 0
+    except (KeyError, ValueError) as error:
+        raise OSError(f"{arguments[0]}: {first_line(error)}") from error
 
 
 if __name__ == "__main__":

@@ -2,37 +2,17 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import matplotlib.pyplot as plt
-import numpy as np
-from einops import rearrange
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
 from torch import Tensor
 
-from textok_mini.evaluation import Interval
-from textok_mini.paths import beside
+from textok_mini.images import pixels
+from textok_mini.intervals import Interval
 
 # One colour an arm through the whole book, told apart also without colour vision (Okabe and Ito's palette).
 COLOURS = {"textok": "#0072B2", "twin": "#D55E00", "registers": "#009E73", "wrong caption": "#CC79A7"}
-
-
-def to_uint8(images: Tensor | np.ndarray) -> np.ndarray:
-    """(B, 3, H, W) in [-1, 1], or uint8 as it is, to (B, H, W, 3) uint8: clipped and rounded to nearest."""
-    images = images.detach().cpu().numpy() if isinstance(images, Tensor) else images
-    if images.dtype != np.uint8:
-        images = np.rint((images.clip(-1, 1) + 1) * 127.5).astype(np.uint8)
-    return rearrange(images, "b c h w -> b h w c")
-
-
-def save_image_grid(rows: Sequence[Tensor], path: Path, gap: int = 2) -> None:
-    """Rows of equally many images as one PNG, written beside and renamed."""
-    strips = [np.pad(to_uint8(row), ((0, 0), (gap, gap), (gap, gap), (0, 0)), constant_values=255) for row in rows]
-    grid = rearrange(np.stack(strips), "row b h w c -> (row h) (b w) c")
-    with beside(path) as part:
-        Image.fromarray(grid).save(part, format="PNG")
 
 
 def show_images(
@@ -45,7 +25,7 @@ def show_images(
 ) -> Figure:
     """Images with their captions wrapped beneath them, and below all the `credit` of whoever drew them. A caption is
     text, never mathtext: `$` stays `$`."""
-    pictures = to_uint8(images)
+    pictures = pixels(images)
     rows = -(-len(pictures) // columns)
     height = width * (1.0 + (0.11 * lines if captions is not None else 0.05))
     figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
@@ -83,7 +63,7 @@ def compare_images(
         len(rows), count, figsize=(width * count + 0.9, width * (len(rows) + extra)), squeeze=False
     )
     for line, (name, images) in zip(axes, rows.items(), strict=True):
-        for axis, picture in zip(line, to_uint8(images), strict=True):
+        for axis, picture in zip(line, pixels(images), strict=True):
             axis.imshow(picture, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from textok_mini.config import Config
 from textok_mini.diffusion import Diffusion, Flow, guided, noise_of
 from textok_mini.dit import DiT
-from textok_mini.figures import save_image_grid
+from textok_mini.images import save_image_grid
 from textok_mini.latents import Latents
 from textok_mini.recipe import text_encoder
 from textok_mini.run import TrainingError

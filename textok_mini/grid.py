@@ -32,31 +32,19 @@ import numpy as np
 import yaml
 from filelock import FileLock, Timeout
 
+from textok_mini.command import Help, command
 from textok_mini.comparison import WRONG, evaluate
 from textok_mini.config import Config, ConfigError, table
-from textok_mini.data import DataError, load_data
-from textok_mini.evaluation import Interval, seeds_interval
+from textok_mini.data import load_data
 from textok_mini.generate import Settings, generate
+from textok_mini.intervals import Interval, seeds_interval
 from textok_mini.launch import read_log
 from textok_mini.paths import beside, project_root, resolve
 from textok_mini.results import provenance
-from textok_mini.run import KEPT, TrainingError
+from textok_mini.run import KEPT
 from textok_mini.settings import load_config
 from textok_mini.training import train
 
-KEYS = {
-    "preset",
-    "common",
-    "seeds",
-    "arms",
-    "comparisons",
-    "lasting",
-    "wrong",
-    "conditions",
-    "generators",
-    "samples",
-    "pictures",
-}
 GENERATED = {"kernel_efficientnet_lite0": "kernel distance", "class": "shows its class"}
 
 
@@ -67,16 +55,15 @@ def read_grid(folder: Path) -> dict:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
-    grid = {"common": [], "wrong": [], "lasting": {}, "conditions": list(WRONG), "generators": {}}
+    grid = {"common": [], "wrong": [], "conditions": list(WRONG), "generators": {}}
     grid |= {"samples": {"each": 50}, "pictures": 2_000}
+    keys = {"preset", "seeds", "arms", "comparisons", *grid}
     grid |= found if isinstance(found, dict) else {}
-    if set(grid) != KEYS:
-        raise ConfigError(f"{path}: wants the keys {', '.join(sorted(KEYS))}, has {', '.join(sorted(grid))}")
+    if set(grid) != keys:
+        raise ConfigError(f"{path}: wants the keys {', '.join(sorted(keys))}, has {', '.join(sorted(grid))}")
     named = {arm for pair in grid["comparisons"].values() for arm in pair} | set(grid["wrong"])
     if unknown := named - set(grid["arms"]) - {f"{arm}:{g}" for arm in grid["arms"] for g in grid["generators"]}:
         raise ConfigError(f"{path}: no arm {', '.join(sorted(unknown))}; there are {', '.join(grid['arms'])}")
-    if unknown := {label for key, label in grid["lasting"].items() if key != "margin"} - set(grid["comparisons"]):
-        raise ConfigError(f"{path}: lasting: no comparison {', '.join(sorted(unknown))}")
     return grid
 
 
@@ -193,8 +180,6 @@ def report(folder: Path) -> str:
             times = f"{seconds(folder, grid, one):.0f} / {seconds(folder, grid, two):.0f}"
             row = [f"{label}: {one} - {two}", split, metric, f"{found[1]:.3f}", f"{found[2]:.3f}"]
             lines.append("| " + " | ".join([*row, f"{found[0]:+.3f}", times]) + " |")
-    if grid["lasting"]:
-        lines += ["", *lasting(folder, grid)]
     for arm in grid["wrong"]:
         # A lie about one thing is the exact normal caption but for that: what it costs is counted from there.
         told = conditions(folder, arm)
@@ -209,32 +194,6 @@ def report(folder: Path) -> str:
     if missing := [name for name, *_ in cells(grid) if not (folder / name / "metrics.npz").exists()]:
         lines += ["", f"Not run yet: {', '.join(missing)}."]
     return "\n".join(lines)
-
-
-def lasting(folder: Path, grid: dict) -> list[str]:
-    """Does the lead last? For each split and metric, `long lead - (1 - margin) x short lead` a seed, counted so that
-    more is better: *holds* if its interval lies above zero, *does not hold* if below, else *inconclusive*. Where the
-    short lead's own interval is not above zero there is *no lead shown* that could last."""
-    rule = grid["lasting"]
-    lines = ["| does the lead last? | metric | short lead | long lead | verdict |", "|---" * 5 + "|"]
-    for split in ("test", "zero-shot"):
-        for metric, sign in (("psnr", 1), ("lpips", -1)):
-            leads = []
-            for label in (rule["short"], rule["long"]):
-                one, two = (
-                    per_seed(folder, grid, arm, f"{split}/right/{metric}") for arm in grid["comparisons"][label]
-                )
-                leads.append({seed: sign * (one[seed] - two[seed]) for seed in one.keys() & two.keys()})
-            short, long = leads
-            both = sorted(short.keys() & long.keys())
-            if len(both) < 2:
-                continue
-            kept = seeds_interval([long[s] - (1 - rule["margin"]) * short[s] for s in both])
-            verdict = "holds" if kept.low > 0 else "does not hold" if kept.high < 0 else "inconclusive"
-            verdict = verdict if seeds_interval([short[s] for s in both]).low > 0 else "no lead shown"
-            means = [f"{np.mean([lead[s] for s in both]):+.3f}" for lead in leads]
-            lines.append(f"| {split} | {metric} | {means[0]} | {means[1]} | {verdict} |")
-    return lines
 
 
 def conditions(folder: Path, arm: str) -> list[str]:
@@ -259,25 +218,20 @@ def up_to_date(text: str, root: Path) -> str:
     return pattern.sub(lambda m: f"{m[1]}{tables[m[2]](m[3])}\n{m[4]}", text)
 
 
-def main(arguments: list[str]) -> int:
-    try:
-        match arguments:
-            case ["run", folder]:
-                run(Path(folder))
-            case ["report", folder]:
-                print(report(Path(folder)))
-            case ["readme"]:
-                readme = project_root() / "README.md"
-                text = up_to_date(readme.read_text(encoding="utf-8"), project_root())
-                with beside(readme) as part:
-                    part.write_text(text, encoding="utf-8")
-            case _:
-                print(__doc__)
-                return 2
-    except (ConfigError, DataError, TrainingError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+@command(__doc__)
+def main(arguments: list[str]) -> None:
+    match arguments:
+        case ["run", folder]:
+            run(Path(folder))
+        case ["report", folder]:
+            print(report(Path(folder)))
+        case ["readme"]:
+            readme = project_root() / "README.md"
+            text = up_to_date(readme.read_text(encoding="utf-8"), project_root())
+            with beside(readme) as part:
+                part.write_text(text, encoding="utf-8")
+        case _:
+            raise Help
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from typing import Any
 
 from huggingface_hub import constants, get_session, try_to_load_from_cache
 
+from textok_mini.command import first_line
+
 
 def hub_reachable(seconds: float = 5.0) -> bool:
     """Whether the hub answers at all; asks once, and not in offline mode."""
@@ -51,7 +53,3 @@ def revision(name: str, wanted: str | None = None) -> str:
         with path.open("rb") as file:
             total.update(hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()[:10]
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

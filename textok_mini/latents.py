@@ -27,17 +27,18 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from textok_mini.captions import class_captions
-from textok_mini.comparison import load_run, read_config
-from textok_mini.config import Config, ConfigError, DataConfig, require
+from textok_mini.command import command
+from textok_mini.config import Config, DataConfig, require
 from textok_mini.data import SIDED, load_data
 from textok_mini.device import best
 from textok_mini.hub import revision
+from textok_mini.images import to_float
 from textok_mini.own_data import DataError
 from textok_mini.paths import beside, resolve
-from textok_mini.recipe import text_encoder, to_float
+from textok_mini.recipe import text_encoder
+from textok_mini.run import load_run, read_config
 from textok_mini.settings import apply_overrides, from_dict, merge, to_dict
 from textok_mini.tokenizer import TexTok
-from textok_mini.train import complain
 
 ROWS_A_FILE = 16_384
 
@@ -175,19 +176,12 @@ def finish(folder: Path, meta: dict, paths: list[Path], table: dict) -> None:
         part.write_text(json.dumps(meta | moments, indent=2), encoding="utf-8")
 
 
-def main(arguments: list[str]) -> int:
-    """0, or 2 for one clear line about what to change."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(__doc__)
-        return 0 if arguments else 2
-    try:
-        given = apply_overrides({}, arguments, short={"data": "data.source"})
-        run = given.get("tokenizer")
-        theirs = {"data": to_dict(read_config(resolve(run)).data)} if run else {}
-        encode(from_dict(Settings, merge(theirs, given)))
-    except (ConfigError, DataError, OSError) as error:
-        return complain(error)
-    return 0
+@command(__doc__)
+def main(arguments: list[str]) -> None:
+    given = apply_overrides({}, arguments, short={"data": "data.source"})
+    run = given.get("tokenizer")
+    theirs = {"data": to_dict(read_config(resolve(run)).data)} if run else {}
+    encode(from_dict(Settings, merge(theirs, given)))
 
 
 if __name__ == "__main__":

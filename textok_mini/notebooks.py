@@ -20,6 +20,7 @@ import yaml
 from nbconvert import HTMLExporter
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
+from textok_mini.command import command
 from textok_mini.config import ConfigError
 from textok_mini.own_data import digest
 from textok_mini.paths import project_root
@@ -73,10 +74,9 @@ def to_html(executed: Path) -> Path:
     return html
 
 
+@command(__doc__)
 def main(arguments: list[str]) -> int:
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(__doc__)
-        return 0 if arguments else 2
+    """0; or 1 where a cell failed."""
     name, *settings = arguments
     if name == "keep":
         print("\n".join(str(keep(Path(copy))) for copy in settings))
@@ -87,19 +87,18 @@ def main(arguments: list[str]) -> int:
     folder = "-".join([name.split("_", 1)[-1], preset, *([digest(others)] if others else [])])
     output_dir = Path(given.get("output_dir", project_root() / "runs" / folder))
     file = project_root() / "notebooks" / "parameters" / f"{preset}.yaml"
+    if wrong := [s for s in settings if "=" not in s]:
+        raise ConfigError(f"{wrong[0]!r} is not KEY=VALUE, as in preset=smoke")
+    if not file.is_file():
+        presets = sorted(p.stem for p in file.parent.glob("*.yaml"))
+        raise ConfigError(f"no preset {preset!r}{nearest(preset, presets)}; there are: {', '.join(presets)}")
     try:
-        if wrong := [s for s in settings if "=" not in s]:
-            raise ConfigError(f"{wrong[0]!r} is not KEY=VALUE, as in preset=smoke")
-        if not file.is_file():
-            presets = sorted(p.stem for p in file.parent.glob("*.yaml"))
-            raise ConfigError(f"no preset {preset!r}{nearest(preset, presets)}; there are: {', '.join(presets)}")
         typed = {key: yaml.safe_load(value) for key, value in given.items() if key != "preset"}
-        parameters = yaml.safe_load(file.read_text()) | typed  # imagenet256.yaml's preset is imagenet256-32
-        begun = time.perf_counter()
+    except yaml.YAMLError as error:
+        raise ConfigError(" ".join(str(error).split())) from None
+    parameters, begun = yaml.safe_load(file.read_text()) | typed, time.perf_counter()
+    try:  # the file says the preset too: imagenet256.yaml's is imagenet256-32
         executed = run_notebook(name, output_dir, parameters | {"output_dir": str(output_dir)})
-    except (ConfigError, yaml.YAMLError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
     except papermill.PapermillExecutionError as error:
         copy = output_dir / f"{name}.ipynb"
         print(f"error: {copy}: cell In [{error.exec_count}]: {error.ename}: {error.evalue}", file=sys.stderr)

@@ -23,6 +23,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
+from textok_mini.command import Complaint
 from textok_mini.config import DataConfig
 from textok_mini.hub import hub_reachable
 from textok_mini.paths import beside, data_dir
@@ -40,7 +41,7 @@ AS_STORED = datasets.Image(decode=False)  # {"bytes": ..., "path": ...}
 decode = datasets.Image().decode_example  # of such a picture
 
 
-class DataError(ValueError):
+class DataError(Complaint):
     """Data that cannot be used: one line that names the file and the row, and says what to do."""
 
 

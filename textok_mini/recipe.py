@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from textok_mini.config import Config
 from textok_mini.data import load_data, mirrored
-from textok_mini.figures import save_image_grid
 from textok_mini.gan import GAN
+from textok_mini.images import save_image_grid, to_float
 from textok_mini.losses import perceptual_loss, tokenizer_loss
 from textok_mini.neighbours import tokenizer_of
 from textok_mini.paths import resolve
@@ -132,8 +132,3 @@ def text_encoder(config: Config, captions: list[str] | None, device: torch.devic
     if cached.cut:
         print(f"{cached.cut:,} of {len(cached.spans):,} captions were cut at {c.max_text_tokens} tokens", flush=True)
     return cached
-
-
-def to_float(images: Tensor) -> Tensor:
-    """uint8 pixels to [-1, 1]."""
-    return images.float() / 127.5 - 1

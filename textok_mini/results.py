@@ -21,13 +21,15 @@ from textok_mini.comparison import differences, evaluate, load_run, reconstruct,
 from textok_mini.config import Config, TexTokConfig
 from textok_mini.cost import seconds
 from textok_mini.data import CaptionedImages, load_data
-from textok_mini.evaluation import Interval, bootstrap_mean, metrics_of_all
+from textok_mini.evaluation import metrics_of_all
+from textok_mini.images import to_float
+from textok_mini.intervals import Interval, bootstrap_mean
 from textok_mini.launch import read_log
 from textok_mini.paths import beside, project_root
-from textok_mini.recipe import text_encoder, to_float
+from textok_mini.recipe import text_encoder
 from textok_mini.scenes import CHANGES
 from textok_mini.settings import to_dict
-from textok_mini.text import FrozenTextEncoder, TextTokens
+from textok_mini.text import TextTokens
 from textok_mini.tokenizer import TexTok
 
 METRICS = {"psnr": "PSNR, dB", "ssim": "SSIM", "lpips": "LPIPS-VGG (lower is better)"}
@@ -115,7 +117,7 @@ def smoothed(log: list[dict], key: str, window: int = 5) -> tuple[list[float], n
 
 
 def learning_curves(
-    folder: str | Path, rows: CaptionedImages, encoder: FrozenTextEncoder, arms: Sequence[str] = ("textok", "twin")
+    folder: str | Path, rows: CaptionedImages, arms: Sequence[str] = ("textok", "twin")
 ) -> dict[str, dict[str, list[float]]]:
     """PSNR and LPIPS of every snapshot of each arm on `rows`, by step and by seconds of training."""
     originals, curves, pictures = to_float(rows.images(list(range(len(rows))))), {}, {}
@@ -125,12 +127,12 @@ def learning_curves(
         for path in sorted((Path(folder) / arm / "snapshots").glob("step-*.safetensors")):
             step = int(path.stem.removeprefix("step-"))
             model, config = load_run(Path(folder) / arm, step)
-            pictures[arm, step] = reconstruct(model, rows, encoder if config.tokenizer.text_in != "none" else None)
+            pictures[arm, step] = reconstruct(model, rows, text_encoder(config, rows.captions, "cpu"))
             curve["step"].append(step)
             curve["seconds"].append(np.interp(step, *([0, *(t[key] for t in timing)] for key in ("step", "seconds"))))
-    for (arm, _), metrics in metrics_of_all(pictures, originals).items():
-        for name in ("psnr", "lpips"):
-            curves[arm][name].append(float(metrics[name].mean()))
+    for (arm, _), metrics in metrics_of_all(pictures, originals, names=("psnr", "lpips")).items():
+        for name, values in metrics.items():
+            curves[arm][name].append(float(values.mean()))
     return curves
 
 

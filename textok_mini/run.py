@@ -24,15 +24,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from textok_mini.command import Complaint, Help, command, first_line
 from textok_mini.config import Config
-from textok_mini.hub import first_line
+from textok_mini.neighbours import tokenizer_of
 from textok_mini.paths import beside, resolve
 from textok_mini.settings import from_dict, of_training
+from textok_mini.tokenizer import TexTok
 
 KEPT = ("config.json", "log.jsonl", "timing.jsonl")
 
 
-class TrainingError(RuntimeError):
+class TrainingError(Complaint):
     """Training cannot start or go on; the message is one line that says what to do."""
 
 
@@ -106,6 +108,24 @@ def check_folder(config: Config, folder: Path) -> None:
         )
 
 
+def load_run(folder: str | Path, snapshot: int | None = None) -> tuple[TexTok, Config]:
+    """A finished run's EMA weights (or those of a snapshot's step) in eval mode, and its config."""
+    folder, config = Path(folder), read_config(folder)
+    model = tokenizer_of(config.tokenizer)
+    name = "model.safetensors" if snapshot is None else f"snapshots/step-{snapshot:07d}.safetensors"
+    model.load_state_dict(load_file(folder / name))
+    return model.eval(), config
+
+
+def read_config(folder: str | Path) -> Config:
+    """A run's. Raises FileNotFoundError where there is none."""
+    path = Path(folder) / "config.json"
+    values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if "training" not in values:  # the hub's form has the tokenizer's settings alone, and no text encoder's
+        raise FileNotFoundError(f"{folder} holds no run: train one with python -m textok_mini.train")
+    return from_dict(Config, values)
+
+
 def save_weights(model: nn.Module, path: Path) -> None:
     with beside(path) as part:
         save_file(model.state_dict(), part)
@@ -126,18 +146,13 @@ def append(path: Path, line: dict[str, Any]) -> None:
         file.write(json.dumps(line) + "\n")
 
 
-def main(arguments: list[str]) -> int:
-    """0, or 2 for one clear line about what to change."""
+@command(__doc__)
+def main(arguments: list[str]) -> None:
     match arguments:
         case ["keep", run, target]:
-            try:
-                keep(resolve(run), resolve(target))
-            except OSError as error:
-                print(f"error: {first_line(error)}", file=sys.stderr)
-                return 2
-            return 0
-    print(__doc__)
-    return 2
+            keep(resolve(run), resolve(target))
+        case _:
+            raise Help
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ part of a checkpoint: its name in the config is enough to have it again. The pap
 is all-MiniLM-L6-v2 (22M parameters, width 384), small, real, and carried by a package, so it needs no network.
 """
 
+import functools
 import hashlib
 import importlib.resources
 from collections.abc import Sequence
@@ -20,13 +21,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModel, AutoTokenizer, T5EncoderModel, logging
 
 from textok_mini.hub import from_hub, revision
 from textok_mini.paths import beside, data_dir
 
 BUCKET = 32  # captions that are read together
-logging.disable_progress_bar()  # weights load in a second here; the bar only clutters logs and notebooks
 
 
 class TextTokens(NamedTuple):
@@ -69,19 +68,29 @@ class FrozenTextEncoder:
         if dtype not in (torch.float32, torch.bfloat16):
             raise ValueError(f"text encoder dtype must be float32 or bfloat16, not {dtype}: T5 overflows in float16")
         self.name, self.max_tokens, self.device, self.cut = name_or_path, max_tokens, torch.device(device), 0
-        path = encoder_path(name_or_path.removeprefix("random:"))
-        config = from_hub(AutoConfig, path, "text encoder")
-        family = T5EncoderModel if config.model_type in ("t5", "mt5", "umt5") else AutoModel
-        self.tokenizer = from_hub(AutoTokenizer, path, "text encoder")
-        if name_or_path.startswith("random:"):
+        from transformers import AutoConfig, AutoTokenizer, logging  # seconds, which a run without text need not wait
+
+        logging.disable_progress_bar()  # weights load in a second here; the bar only clutters logs and notebooks
+        self.path, self.dtype = encoder_path(name_or_path.removeprefix("random:")), dtype
+        self.config = from_hub(AutoConfig, self.path, "text encoder")
+        self.tokenizer = from_hub(AutoTokenizer, self.path, "text encoder")
+        self.width: int = self.config.hidden_size
+        self.revision = "random " * name_or_path.startswith("random:") + revision(self.path)
+
+    @functools.cached_property
+    def model(self) -> torch.nn.Module:
+        """The network, loaded when the first caption is read: a training whose captions are cached needs none."""
+        from transformers import AutoModel, T5EncoderModel
+
+        family = T5EncoderModel if self.config.model_type in ("t5", "mt5", "umt5") else AutoModel
+        if self.name.startswith("random:"):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
-                self.model = (family.from_config if family is AutoModel else family._from_config)(config, dtype=dtype)
+                build = family.from_config if family is AutoModel else family._from_config
+                model = build(self.config, dtype=self.dtype)
         else:
-            self.model = from_hub(family, path, "text encoder", dtype=dtype)
-        self.model.to(self.device).eval().requires_grad_(False)
-        self.width: int = self.model.config.hidden_size
-        self.revision = "random " * name_or_path.startswith("random:") + revision(path)
+            model = from_hub(family, self.path, "text encoder", dtype=self.dtype)
+        return model.to(self.device).eval().requires_grad_(False)
 
     @torch.no_grad()
     def __call__(self, captions: Sequence[str]) -> TextTokens:
@@ -149,7 +158,7 @@ class CachedText:
     def __init__(self, encoder: FrozenTextEncoder, captions: Sequence[str], folder: Path | None = None):
         self.encoder, self.width = encoder, encoder.width
         distinct = sorted(set(captions))
-        key = "\0".join([encoder.revision, str(encoder.max_tokens), str(encoder.model.dtype), *distinct])
+        key = "\0".join([encoder.revision, str(encoder.max_tokens), str(encoder.dtype), *distinct])
         name = hashlib.sha256(f"3\0{key}".encode()).hexdigest()[:24] + ".safetensors"  # 3: the file's form
         path = (folder or data_dir() / "text") / name
         path.parent.mkdir(parents=True, exist_ok=True)
