@@ -20,8 +20,8 @@ from textok_mini.evaluation import (
     distances,
     frechet,
     generation_metrics,
-    image_metrics,
     inception_weights,
+    metrics_of_all,
     psnr,
     ssim,
 )
@@ -77,18 +77,18 @@ def test_ssim_is_the_definition():
     assert ssim(original, original).tolist() == pytest.approx([1, 1])
 
 
-def test_image_metrics_are_per_image_in_order_whatever_the_batches():
+def test_metrics_are_per_image_in_order_whatever_the_batches():
     original = blobs(5)
     noise = torch.randn(original.shape, generator=torch.Generator().manual_seed(1))
     noisy = original + noise * torch.tensor([0.05, 0.1, 0.2, 0.4, 0.8]).view(5, 1, 1, 1)
-    metrics = image_metrics(noisy, original, lpips_trunk="alex", batch_size=2)
+    metrics = metrics_of_all({"noisy": noisy}, original, lpips_trunk="alex", batch_size=2)["noisy"]
     assert {name: values.shape for name, values in metrics.items()} == {"psnr": (5,), "ssim": (5,), "lpips": (5,)}
     assert (np.diff(metrics["psnr"]) < 0).all() and (np.diff(metrics["ssim"]) < 0).all()
     with torch.no_grad():
         expected = LPIPS("alex")(noisy.clamp(-1, 1), original)
     np.testing.assert_allclose(metrics["lpips"], expected, rtol=1e-4)
     with pytest.raises(ValueError, match="originals"):
-        image_metrics(noisy[:2], original)
+        metrics_of_all({"noisy": noisy[:2]}, original)
 
 
 def test_to_uint8_rounds_to_nearest_and_clips():

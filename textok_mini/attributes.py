@@ -46,12 +46,8 @@ class AttributeReader(nn.Module):
 
     def __init__(self, classes: int, names: Sequence[str]):
         super().__init__()
-        self.options = {
-            "class": list(range(classes)),
-            "object": list(names) or [""],
-            "place": list(CELLS),
-            "background": list(BACKGROUNDS),
-        }
+        options = (list(range(classes)), list(names) or [""], list(CELLS), list(BACKGROUNDS))
+        self.options = dict(zip(ATTRIBUTES, options, strict=True))
         widths, layers = (3, 32, 64, 128), []
         for a, b in pairwise(widths):
             layers += [nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU(), nn.MaxPool2d(2)]

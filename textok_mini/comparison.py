@@ -16,8 +16,8 @@ from torch import Tensor
 
 from textok_mini.data import CaptionedImages, stored_captions
 from textok_mini.device import best
-from textok_mini.evaluation import MEASURES, distances, metrics_of_all
-from textok_mini.images import to_float, to_uint8
+from textok_mini.evaluation import MEASURES, metrics_of_all
+from textok_mini.images import to_float
 from textok_mini.intervals import paired_bootstrap
 from textok_mini.recipe import text_encoder
 from textok_mini.run import load_run
@@ -105,11 +105,6 @@ def evaluate(
         pictures = {name: reconstruct(model, some, encoder, *pair) for name, pair in lines.items()}
         parts.append(metrics_of_all(pictures, to_float(some.images(list(range(len(some))))), trunk, names=names))
     return {name: {key: np.concatenate([part[name][key] for part in parts]) for key in parts[0][name]} for name in told}
-
-
-def set_distances(reconstructions: Tensor, rows: CaptionedImages) -> dict[str, float]:
-    """`evaluation.distances` of a set of reconstructions to their originals."""
-    return distances(rows.images(list(range(len(rows)))), to_uint8(reconstructions))
 
 
 def differences(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:

@@ -99,11 +99,8 @@ class CrossAttention(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads, self.norm = heads, nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.query, self.key_value, self.out = (
-            nn.Linear(width, width),
-            nn.Linear(width, 2 * width),
-            nn.Linear(width, width),
-        )
+        self.query, self.key_value = nn.Linear(width, width), nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, text: TextTokens) -> Tensor:
         q = rearrange(self.query(self.norm(x)), "b n (h d) -> b h n d", h=self.heads)

@@ -1,6 +1,6 @@
 """How good a reconstruction is: per image, and per set of images. How sure we may be, `intervals` says.
 
-    metrics = image_metrics(reconstructions, originals)           # {"psnr": (N,), "ssim": ..., "lpips": ...}
+    metrics_of_all({"textok": ours, "twin": theirs}, originals)   # {"textok": {"psnr": (N,), "ssim": ...}, "twin": ...}
     distances(to_uint8(originals), to_uint8(reconstructions))     # {"kernel_efficientnet_lite0": 0.04, ...}
 
     python -m textok_mini.evaluation pictures.npz VIRTUAL_imagenet256_labeled.npz    # of `sample`, against ADM's file
@@ -56,16 +56,6 @@ def ssim(reconstruction: Tensor, original: Tensor) -> Tensor:
     return torch.tensor([structural_similarity(a, b, data_range=2.0, channel_axis=0, **wang) for a, b in pairs])
 
 
-def image_metrics(
-    reconstructions: Tensor, originals: Tensor, lpips_trunk: Trunk = "vgg", batch_size: int = 64
-) -> dict[str, np.ndarray]:
-    """PSNR (dB), SSIM and LPIPS of every image: `{"psnr": (N,), "ssim": (N,), "lpips": (N,)}`, float64.
-
-    LPIPS on VGG16 by default, because small runs train on AlexNet's and nobody grades their own homework.
-    Raises ValueError for two shapes or images under 16 pixels."""
-    return metrics_of_all({"only": reconstructions}, originals, lpips_trunk, batch_size)["only"]
-
-
 @torch.no_grad()
 def metrics_of_all(
     sets: Mapping[Hashable, Tensor],
@@ -74,8 +64,12 @@ def metrics_of_all(
     batch_size: int = 64,
     names: Sequence[str] = MEASURES,
 ) -> dict[Hashable, dict[str, np.ndarray]]:
-    """`image_metrics` of several sets of reconstructions of the same originals, whose features are taken only once;
-    those of `names`. SSIM, which is scikit-image's, takes longest of the three on large pictures."""
+    """Of every image of some sets of reconstructions of the same originals, whose features are taken only once: by set
+    {"psnr": (N,) in dB, "ssim": (N,), "lpips": (N,)}, float64, or only `names`. SSIM, which is scikit-image's, takes
+    longest of the three on large pictures.
+
+    LPIPS on VGG16 by default, because small runs train on AlexNet's and nobody grades their own homework.
+    Raises ValueError for two shapes or images under 16 pixels."""
     for images in sets.values():
         if images.shape != originals.shape:
             raise ValueError(f"{tuple(images.shape)} reconstructions of {tuple(originals.shape)} originals")
@@ -84,14 +78,9 @@ def metrics_of_all(
     values = {name: {measure: [] for measure in names} for name in sets}
     for start in range(0, len(originals), batch_size):
         # Channels last is a third faster on a CPU.
-        real, *fakes = (
-            images[start : start + batch_size]
-            .to(device)
-            .float()
-            .clamp(-1, 1)
-            .contiguous(memory_format=torch.channels_last)
-            for images in (originals, *sets.values())
-        )
+        part = slice(start, start + batch_size)
+        batches = (images[part].to(device).float().clamp(-1, 1) for images in (originals, *sets.values()))
+        real, *fakes = (batch.contiguous(memory_format=torch.channels_last) for batch in batches)
         known = lpips.features(real)
         for found, fake in zip(values.values(), fakes, strict=True):
             for measure in names:

@@ -152,11 +152,8 @@ def compare(folder: Path, one: str, two: str, key: str) -> tuple[Interval, float
     both = sorted(a.keys() & b.keys())
     if len(both) < 2:
         return None
-    return (
-        seeds_interval([a[s] - b[s] for s in both]),
-        float(np.mean([a[s] for s in both])),
-        float(np.mean([b[s] for s in both])),
-    )
+    one, two = (float(np.mean([means[s] for s in both])) for means in (a, b))
+    return seeds_interval([a[s] - b[s] for s in both]), one, two
 
 
 def seconds(folder: Path, grid: dict, arm: str) -> float:

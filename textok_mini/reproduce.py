@@ -66,13 +66,8 @@ def pictures(executed: Path) -> list[str]:
     """The PNG outputs of an executed notebook as <img> tags that need no other file."""
     if not executed.is_file():
         return []
-    cells = nbformat.read(executed, as_version=4).cells
-    found = [
-        output.data["image/png"]
-        for c in cells
-        for output in c.get("outputs", [])
-        if "image/png" in output.get("data", {})
-    ]
+    outputs = [o for cell in nbformat.read(executed, as_version=4).cells for o in cell.get("outputs", [])]
+    found = [o.data["image/png"] for o in outputs if "image/png" in o.get("data", {})]
     return [f'<img alt="a figure" src="data:image/png;base64,{"".join(png.split())}">' for png in found]
 
 

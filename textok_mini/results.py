@@ -17,12 +17,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from textok_mini.comparison import differences, evaluate, load_run, reconstruct, set_distances
+from textok_mini.comparison import differences, evaluate, load_run, reconstruct
 from textok_mini.config import Config, TexTokConfig
 from textok_mini.cost import seconds
 from textok_mini.data import CaptionedImages, load_data
-from textok_mini.evaluation import metrics_of_all
-from textok_mini.images import to_float
+from textok_mini.evaluation import distances, metrics_of_all
+from textok_mini.images import to_float, to_uint8
 from textok_mini.intervals import Interval, bootstrap_mean
 from textok_mini.launch import read_log
 from textok_mini.paths import beside, project_root
@@ -60,7 +60,8 @@ def pair_report(folder: str | Path, config: Config, limit: int, arms: Sequence[s
             for arm in arms:
                 model, run_config = load_run(folder / arm)
                 encoder = text_encoder(run_config, rows.captions, "cpu")
-                report["distances"][arm] = set_distances(reconstruct(model, rows, encoder), rows)
+                pictures = to_uint8(reconstruct(model, rows, encoder))
+                report["distances"][arm] = distances(rows.images(list(range(len(rows)))), pictures)
     report["seconds"] = {arm: read_log(folder / arm, "timing.jsonl")[-1]["seconds"] for arm in arms}
     report |= {"pictures": len(per_image["test"][arms[0]]["psnr"]), "config": config, "per_image": per_image}
     report["summary"] = summary(report)

@@ -150,11 +150,8 @@ to_dict = dataclasses.asdict  # nested plain values, ready for JSON; `from_dict`
 
 def of_training(config: Config) -> dict[str, dict]:
     """The groups that a run of this config depends on: a tokenizer's are not the generator's."""
-    names = ("data", "text", "tokenizer", "discriminator", "training")
-    return {
-        name: to_dict(getattr(config, name))
-        for name in (("text", "dit", "generator") if config.generator.latents else names)
-    }
+    names = "text dit generator" if config.generator.latents else "data text tokenizer discriminator training"
+    return {name: to_dict(getattr(config, name)) for name in names.split()}
 
 
 def config_json(config: Any) -> str:

