@@ -83,6 +83,21 @@ def test_a_lead_lasts_by_three_quarters():
     assert lasting(0.4, 0.5, 0.3, 0.40) > 0 > lasting(0.4, 0.5, 0.3, 0.35)
 
 
+@pytest.mark.parametrize(
+    ("short_leads", "long_leads", "said"),
+    [
+        ([1.0, 1.0, 1.0], [1.0, 1.1, 0.9], "holds"),
+        ([1.0, 1.0, 1.0], [0.5, 0.6, 0.55], "does not hold"),
+        ([1.0, 1.0, 1.0], [0.7, 0.8, 0.75], "inconclusive"),
+        ([-0.4, -0.4, -0.4], [-0.25, -0.25, -0.25], "does not hold"),  # of which more than three quarters "remain"
+        ([-1.0, 1.0, 3.0], [5.0, 5.0, 5.0], "inconclusive"),  # for the short lead is not shown
+    ],
+)
+def test_a_lead_that_is_not_shown_cannot_last(short_leads, long_leads, said):
+    kept = [lasting(0, short, 0, long) for short, long in zip(short_leads, long_leads, strict=True)]
+    assert verdict([made(short_leads), made(kept)]) == said
+
+
 def test_multiply_adds_of_dit_xl_as_published():
     # "DiT's GFLOPs" of XL/2 at 512 px are 524.6 with 1,024 tokens (Peebles & Xie, table 4).
     c = claims.replace(claims.preset("imagenet512-32").dit, num_latent_tokens=1024)

@@ -49,8 +49,8 @@ def factor(ours: float, *twin: float) -> float:
 
 
 def lasting(ours: float, theirs: float, ours_later: float, theirs_later: float) -> float:
-    """How far a later lead is above three quarters of the earlier one."""
-    return (theirs_later - ours_later) - 0.75 * (theirs - ours)
+    """How far a later lead is above three quarters of the earlier one; where there was none, above none."""
+    return (theirs_later - ours_later) - max(0, 0.75 * (theirs - ours))
 
 
 OF = {  # how a row's arms are compared, and in what: {} is the metric

@@ -77,7 +77,7 @@ def to_html(executed: Path) -> Path:
 @command(__doc__)
 def main(arguments: list[str]) -> int:
     """0; or 1 where a cell failed."""
-    name, *settings = arguments
+    (name, *settings), begun = arguments, time.perf_counter()
     if name == "keep":
         print("\n".join(str(keep(Path(copy))) for copy in settings))
         return 0
@@ -96,8 +96,8 @@ def main(arguments: list[str]) -> int:
         typed = {key: yaml.safe_load(value) for key, value in given.items() if key != "preset"}
     except yaml.YAMLError as error:
         raise ConfigError(" ".join(str(error).split())) from None
-    parameters, begun = yaml.safe_load(file.read_text()) | typed, time.perf_counter()
-    try:  # the file says the preset too: imagenet256.yaml's is imagenet256-32
+    parameters = yaml.safe_load(file.read_text()) | typed  # imagenet256.yaml's preset is imagenet256-32
+    try:
         executed = run_notebook(name, output_dir, parameters | {"output_dir": str(output_dir)})
     except papermill.PapermillExecutionError as error:
         copy = output_dir / f"{name}.ipynb"

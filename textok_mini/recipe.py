@@ -127,6 +127,7 @@ def text_encoder(config: Config, captions: list[str] | None, device: torch.devic
             f"set {of}.text_dim={encoder.width}"
         )
     if captions is None or not config.text.cache:
+        encoder.model.eval()  # now, by the main process first: what is wrong with its weights is said before any work
         return encoder
     cached = CachedText(encoder, captions)
     if cached.cut:

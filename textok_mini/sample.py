@@ -75,8 +75,7 @@ class Settings:
     @property
     def drawing(self) -> dict[str, Any]:
         """How latents are drawn, as `Painter.latents` takes it."""
-        span = self.guide_from, self.guide_to
-        return {"guidance": self.guidance, "span": span, "steps": self.steps, "seed": self.seed}
+        return dict(guidance=self.guidance, span=(self.guide_from, self.guide_to), steps=self.steps, seed=self.seed)
 
 
 def load_dit(folder: str | Path) -> tuple[DiT, Config]:

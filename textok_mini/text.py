@@ -53,7 +53,7 @@ class FrozenTextEncoder:
     instead of reading them, which is a control. A T5 is read by its encoder half, all else by `AutoModel`.
     max_tokens: longer captions are cut there; T of a batch is that of its longest caption. `cut` counts them.
     dtype: bfloat16 or float32. T5 overflows in float16 (transformers#4287), which is refused: ValueError.
-    Raises OSError, in one line and at once, when the weights are neither on disk nor to be reached.
+    Raises OSError, in one line, for what is neither on disk nor to be reached; the weights are asked for when needed.
     """
 
     def __init__(
