@@ -35,11 +35,11 @@ quickstart: setup ## train TexTok and its twin, compare them in a notebook: 4 to
 	@echo "quickstart: notebooks/00_quickstart.ipynb into runs/quickstart/, 4 to 10 minutes on two cores"
 	@$(BIN)/python -m textok_mini.notebooks 00_quickstart output_dir=runs/quickstart
 
-test: setup ## format, lint, tests, notebooks: a few minutes
-	@echo "test: ruff, then pytest; a few minutes"
+test: setup ## format, lint, tests, notebooks: 10 to 20 minutes
+	@echo "test: ruff, then pytest with two processes; 10 to 20 minutes"
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile  # much waits for one core; two files at once do not
 
 PRESET ?= laptop
 

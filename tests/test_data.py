@@ -176,6 +176,19 @@ def test_a_killed_preparation_leaves_nothing_half_made(home):
     assert not list(home.rglob("*.part"))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="drawn by one process there")
+def test_several_processes_draw_the_same_rows_in_order_and_leave_the_random_numbers_alone(monkeypatch):
+    config, before = DataConfig(scenes=1_530, objects=16), torch.random.get_rng_state()
+    told = []
+    monkeypatch.setattr(data, "DataLoader", lambda *given, **how: told.append(how) or DataLoader(*given, **how))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
+    rows = list(data.scene_rows(config, "train", 8))
+    assert [how["num_workers"] for how in told] == [3] and torch.equal(torch.random.get_rng_state(), before)
+    alone = list(data.draw_rows(data.world_of(config), "train", 8, [0, 99, 100, 777, 1_529]))
+    assert [rows[i] for i in (0, 99, 100, 777, 1_529)] == alone and len(rows) == 1_530
+    assert [row["id"] for row in rows] == [f"train-{i:06d}" for i in range(1_530)]
+
+
 def test_two_processes_prepare_once_and_agree():
     outputs = [process.communicate(timeout=120)[0].split("\n") for process in [start(300), start(300)]]
     assert outputs[0][-2] == outputs[1][-2] != ""

@@ -14,10 +14,11 @@ and lie under `data/` as memory-mapped arrow files. Anyone's own pictures are ch
 import dataclasses
 import itertools
 import json
+import os
 import re
 import sys
-import time
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -27,7 +28,7 @@ import torch
 from einops import rearrange
 from filelock import FileLock
 from pyarrow.ipc import new_stream
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from textok_mini.caption_store import CaptionStore, read_captions
@@ -200,14 +201,25 @@ def world_of(config: DataConfig) -> World:
         raise DataError(f"{config.source}: {error}") from error
 
 
-def scene_rows(config: DataConfig, split: str, image_size: int) -> Iterator[dict]:
-    """The rows of one split of `openmoji-scenes`."""
-    world = world_of(config)
-    for index in range(config.scenes if split == "train" else HELD_OUT_SCENES):
+def draw_rows(world: World, split: str, image_size: int, indices: Iterable[int]) -> Iterator[dict]:
+    for index in indices:
         scene = world.scene(split, index)
         captions = {CAPTION_COLUMN[level]: caption(scene, level) for level in LEVELS}
         row = {"image": render(scene, image_size).tobytes(), "label": class_label(scene), "scene": scene.to_json()}
         yield captions | row | {"id": f"{split}-{index:06d}"}
+
+
+def scene_rows(config: DataConfig, split: str, image_size: int) -> Iterator[dict]:
+    """The rows of one split of `openmoji-scenes`, in order, drawn by a process a core where processes start at once."""
+    draw = partial(draw_rows, world_of(config), split, image_size)
+    count = range(config.scenes if split == "train" else HELD_OUT_SCENES)
+    # Linux forks; elsewhere a process imports all anew, and a script without a main guard would start itself again.
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
+    if (workers := min(cores, len(count) // 500)) < 2:
+        return draw(count)
+    # torch's loader keeps the order, stops with its process and says so when a worker dies. It draws seeds: its own.
+    how = dict(num_workers=workers, multiprocessing_context="fork", generator=torch.Generator())
+    return itertools.chain.from_iterable(DataLoader(count, 100, collate_fn=lambda some: list(draw(some)), **how))
 
 
 def picture_rows(config: DataConfig, split: str, image_size: int) -> Iterator[dict]:
@@ -263,10 +275,8 @@ def main(arguments: list[str]) -> None:
     if values:
         raise DataError(f"unknown setting {next(iter(values))!r}: prepare takes data=SOURCE, data.KEY and image_size")
     for split in MADE.get(config.source, ("train", "test")):
-        start = time.perf_counter()
         rows = load_data(config, split, image_size)
-        seconds = time.perf_counter() - start
-        print(f"{config.source} {split}: {len(rows):,} pictures of {image_size} px in {seconds:.1f} s")
+        print(f"{config.source} {split}: {len(rows):,} pictures of {image_size} px")
         print(f"  for example: {rows.captions[0]}")
     if config.source in MADE:
         print(f"  in {prepare(config, image_size)}\n  drawings: {ATTRIBUTION}")

@@ -218,10 +218,8 @@ def clip_score(images: Tensor, captions: Sequence[str], model: str = "openai/cli
     network, processor = (from_hub(cls, model, "CLIP") for cls in (CLIPModel, CLIPProcessor))
     network, scores = network.to(best()).eval(), []
     for i in range(0, len(images), 64):
-        text = list(captions[i : i + 64])
-        inputs = processor(
-            text=text, images=list(images[i : i + 64]), return_tensors="pt", padding=True, truncation=True
-        )
+        some = {"text": list(captions[i : i + 64]), "images": list(images[i : i + 64])}
+        inputs = processor(**some, return_tensors="pt", padding=True, truncation=True)
         with torch.no_grad():
             out = network(**inputs.to(best()))
         scores.append(F.cosine_similarity(out.image_embeds, out.text_embeds).clamp(min=0).cpu().numpy() * 100)

@@ -16,19 +16,14 @@ COLOURS = {"textok": "#0072B2", "twin": "#D55E00", "registers": "#009E73", "wron
 
 
 def show_images(
-    images: Tensor,
-    captions: Sequence[str] | None = None,
-    columns: int = 6,
-    width: float = 1.9,
-    lines: int = 5,
-    credit: str = "",
+    images: Tensor, captions: Sequence[str] | None = None, columns: int = 6, lines: int = 5, credit: str = ""
 ) -> Figure:
     """Images with their captions wrapped beneath them, and below all the `credit` of whoever drew them. A caption is
     text, never mathtext: `$` stays `$`."""
     pictures = pixels(images)
     rows = -(-len(pictures) // columns)
-    height = width * (1.0 + (0.11 * lines if captions is not None else 0.05))
-    figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
+    height = 1.9 * (1.0 + (0.11 * lines if captions is not None else 0.05))
+    figure, axes = plt.subplots(rows, columns, figsize=(1.9 * columns, height * rows), squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for i, (axis, picture) in enumerate(zip(axes.flat, pictures, strict=False)):

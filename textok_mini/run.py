@@ -148,11 +148,9 @@ def append(path: Path, line: dict[str, Any]) -> None:
 
 @command(__doc__)
 def main(arguments: list[str]) -> None:
-    match arguments:
-        case ["keep", run, target]:
-            keep(resolve(run), resolve(target))
-        case _:
-            raise Help
+    if len(arguments) != 3 or arguments[0] != "keep":
+        raise Help
+    keep(*map(resolve, arguments[1:]))
 
 
 if __name__ == "__main__":

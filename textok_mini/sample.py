@@ -141,9 +141,7 @@ def asked(c: Settings, config: Config, space: LatentSpace) -> list[tuple[int, st
     whose captions are taken in turn. Raises DataError for a class without captions, and captions of training's."""
     if c.prompts:
         if config.dit.condition != "text":
-            raise ConfigError(
-                "prompts are for a DiT that is told a text (dit.condition=text); this one is told a class"
-            )
+            raise ConfigError("prompts are for a DiT that is told a text, dit.condition=text; this one is told a class")
         lines = resolve(c.prompts).read_text(encoding="utf-8").splitlines()
         return [(-1, line) for line in lines if line.strip() for _ in range(c.each)]
     lists = json.loads(resolve(c.captions or space.folder / "captions.json").read_text(encoding="utf-8"))
