@@ -117,8 +117,8 @@ def test_differences_from_the_images_own_figures(row):
     sides = []
     for arm in row["arms"]:
         arm, _, other = arm.partition("@")
-        drawn = arm.partition(":")[2]
-        sides.append(per_seed(row["grid"], arm, f"{drawn}/{metric}" if drawn else other or metric))
+        drawn, key = arm.partition(":")[2], other or metric
+        sides.append(per_seed(row["grid"], arm, f"{drawn}/{key}" if drawn else key))
     ours, theirs = sides
     both = sorted(ours.keys() & theirs.keys(), key=int)
     less = row.get("of", "less") == "less"
