@@ -212,14 +212,14 @@ def draw_rows(world: World, split: str, image_size: int, indices: Iterable[int])
 def scene_rows(config: DataConfig, split: str, image_size: int) -> Iterator[dict]:
     """The rows of one split of `openmoji-scenes`, in order, drawn by a process a core where processes start at once."""
     draw = partial(draw_rows, world_of(config), split, image_size)
-    count = range(config.scenes if split == "train" else HELD_OUT_SCENES)
+    indices = range(config.scenes if split == "train" else HELD_OUT_SCENES)
     # Linux forks; elsewhere a process imports all anew, and a script without a main guard would start itself again.
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
-    if (workers := min(cores, len(count) // 500)) < 2:
-        return draw(count)
+    if (workers := min(cores, len(indices) // 500)) < 2:
+        return draw(indices)
     # torch's loader keeps the order, stops with its process and says so when a worker dies. It draws seeds: its own.
     how = dict(num_workers=workers, multiprocessing_context="fork", generator=torch.Generator())
-    return itertools.chain.from_iterable(DataLoader(count, 100, collate_fn=lambda some: list(draw(some)), **how))
+    return itertools.chain.from_iterable(DataLoader(indices, 100, collate_fn=lambda some: list(draw(some)), **how))
 
 
 def picture_rows(config: DataConfig, split: str, image_size: int) -> Iterator[dict]:
