@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from textok_mini import discriminator
 from textok_mini.config import ConfigError, DiscriminatorConfig
 from textok_mini.discriminator import Discriminator, halve
 from textok_mini.losses import LeCAM, adversarial, discriminator_loss, r1
@@ -54,6 +55,37 @@ def test_halving_keeps_what_is_flat_and_removes_what_flickers():
     torch.testing.assert_close(flat[:, :, 1:-1, 1:-1], torch.ones(1, 2, 6, 6))
     checks = (-1.0) ** (torch.arange(16)[:, None] + torch.arange(16)).expand(1, 2, 16, 16)
     assert halve(checks)[:, :, 1:-1, 1:-1].abs().max() < 1e-6
+
+
+def by_channels(x):
+    """The same filter as torch's own convolution by channels, whose derivatives torch works out."""
+    taps = torch.tensor([1, 3, 3, 1], dtype=x.dtype) / 8
+    return F.conv2d(x, torch.outer(taps, taps).expand(x.shape[1], 1, 4, 4), stride=2, padding=1, groups=x.shape[1])
+
+
+def test_halving_has_derivatives_of_any_order(monkeypatch):
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(halve(x), by_channels(x))
+    assert torch.autograd.gradcheck(lambda x: halve(x).sin(), x)
+    assert torch.autograd.gradgradcheck(lambda x: halve(x).sin(), x)
+    judge, images = Discriminator(DiscriminatorConfig(16, 4)), torch.randn(2, 3, 16, 16)
+    ours = torch.autograd.grad(r1(judge, images), list(judge.parameters())[:-1], allow_unused=True)
+    monkeypatch.setattr(discriminator, "halve", by_channels)
+    theirs = torch.autograd.grad(r1(judge, images), list(judge.parameters())[:-1], allow_unused=True)
+    assert sum(gradient is not None for gradient in ours) > 10
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_r1_takes_as_many_operations_for_many_channels_as_for_few():
+    """torch's second derivative of a convolution by channels goes through them one by one."""
+    counts = []
+    for channels in (8, 32):
+        judge = Discriminator(DiscriminatorConfig(16, channels))
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+            r1(judge, torch.randn(2, 3, 16, 16)).backward()
+        counts.append(sum(row.count for row in found.key_averages()))
+    assert counts[1] < 1.05 * counts[0]
 
 
 def test_losses_are_cross_entropies():

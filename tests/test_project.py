@@ -152,3 +152,12 @@ def test_nothing_loads_a_file_that_can_run_code():
 def imported_names(file: Path) -> set[str]:
     nodes = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Import)]
     return {alias.name for node in nodes for alias in node.names}
+
+
+def test_commands_begin_without_the_notebooks_packages():
+    """A server that trains a grid and judges it has no use for Jupyter, nor for what captions by many machines need."""
+    notebooks = ["IPython", "ipykernel", "jupyterlab", "nbconvert", "nbformat", "papermill", "diffusers", "ray"]
+    commands = ["data", "train", "latents", "sample", "generate", "evaluation", "grid", "claims", "captions"]
+    code = f"import sys; sys.modules.update(dict.fromkeys({notebooks})); import textok_mini.{{}}".format
+    done = run([sys.executable, "-c", code(", textok_mini.".join(commands))], ROOT)
+    assert done.returncode == 0, done.stderr

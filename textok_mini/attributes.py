@@ -65,9 +65,7 @@ class AttributeReader(nn.Module):
         return {name: torch.tensor([places[name].get(value, -1) for value in found[name]]) for name in ATTRIBUTES}
 
     @classmethod
-    def learn(
-        cls, rows: CaptionedImages, steps: int = 1_500, batch_size: int = 128, seed: int = 0
-    ) -> "AttributeReader":
+    def learn(cls, rows: CaptionedImages, steps: int = 1_500, seed: int = 0) -> "AttributeReader":
         """Trained on scenes with their true captions; in eval mode."""
         torch.manual_seed(seed)
         reader, rng = cls(len(rows.label_names), named(rows)), np.random.default_rng(seed)
@@ -75,12 +73,12 @@ class AttributeReader(nn.Module):
         optimizer = torch.optim.AdamW(reader.parameters(), 2e-3, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
         for _ in trange(steps, desc="reading attributes", disable=None):
-            chosen = rng.integers(len(rows), size=batch_size)
+            chosen = rng.integers(len(rows), size=128)
             logits = reader(to_float(rows.images(chosen.tolist())))
             # Divided by the batch, not by the targets, of which captions that are no scenes' have none.
             wanted = {name: targets[name][chosen] for name in ATTRIBUTES}
             terms = (F.cross_entropy(logits[n], y, ignore_index=-1, reduction="sum") for n, y in wanted.items())
-            loss = sum(terms) / batch_size
+            loss = sum(terms) / len(chosen)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

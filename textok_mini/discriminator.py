@@ -63,9 +63,23 @@ class ResBlock(nn.Module):
 
 def halve(x: Tensor) -> Tensor:
     """Every second pixel after a blur of (1, 3, 3, 1) / 8 each way: without it small details flicker (Zhang, 2019)."""
-    taps = torch.tensor([1.0, 3.0, 3.0, 1.0], device=x.device, dtype=x.dtype) / 8
-    kernel = torch.outer(taps, taps).expand(x.shape[1], 1, 4, 4)
-    return F.conv2d(x, kernel, stride=2, padding=1, groups=x.shape[1])
+    return Halve.apply(x, False)
+
+
+class Halve(torch.autograd.Function):
+    """A linear map's gradient is its transpose, whose gradient is the map again. Said so, R1 costs two more filters a
+    block; torch's own second derivative of a convolution by channels takes them one by one, thousands in all."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, transposed: bool) -> Tensor:
+        ctx.transposed, convolve = transposed, F.conv_transpose2d if transposed else F.conv2d
+        taps = torch.tensor([1.0, 3.0, 3.0, 1.0], device=x.device, dtype=x.dtype) / 8
+        kernel = torch.outer(taps, taps).expand(x.shape[1], 1, 4, 4)
+        return convolve(x, kernel, stride=2, padding=1, groups=x.shape[1])
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return Halve.apply(gradient, not ctx.transposed), None
 
 
 def leaky(x: Tensor) -> Tensor:

@@ -122,8 +122,7 @@ def controls(painter: Painter, rows: Latents, labels: Sequence[int], captions: S
     }
     parts = [slice(i, i + 100) for i in range(0, len(labels), 100)]
     return {
-        name: torch.cat([to_uint8(painter.decode(x[part], captions[part])) for part in parts])
-        for name, x in latents.items()
+        name: torch.cat([to_uint8(painter.decode(x[p], captions[p])) for p in parts]) for name, x in latents.items()
     }
 
 

@@ -37,10 +37,9 @@ class GeneratorRecipe:
         self.config, self.t, self.accelerator, c = config, config.generator, accelerator, config.dit
         self.rows, self.process, self.parts = Latents(self.t.latents), PROCESSES[self.t.process](), {}
         if self.rows.shape != (c.num_latent_tokens, c.latent_dim):
-            raise TrainingError(
-                f"{self.t.latents}: {self.rows.shape[0]} latent tokens of {self.rows.shape[1]} numbers, but dit has "
-                f"{c.num_latent_tokens} of {c.latent_dim}: set dit.num_latent_tokens and dit.latent_dim"
-            )
+            (count, dim), todo = self.rows.shape, "set dit.num_latent_tokens and dit.latent_dim"
+            wrong = f"{count} latent tokens of {dim} numbers, but dit has {c.num_latent_tokens} of {c.latent_dim}"
+            raise TrainingError(f"{self.t.latents}: {wrong}: {todo}")
         if c.condition == "class" and not 0 <= self.rows.labels.min() <= self.rows.labels.max() < c.num_classes:
             raise TrainingError(f"{self.t.latents}: labels must be 0 to {c.num_classes - 1} (dit.num_classes)")
         self.text = None

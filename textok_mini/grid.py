@@ -38,10 +38,9 @@ from textok_mini.config import Config, ConfigError, table
 from textok_mini.data import load_data
 from textok_mini.generate import Settings, generate
 from textok_mini.intervals import Interval, seeds_interval
-from textok_mini.launch import read_log
 from textok_mini.paths import beside, project_root, resolve
 from textok_mini.results import provenance
-from textok_mini.run import KEPT
+from textok_mini.run import KEPT, read_log
 from textok_mini.settings import load_config
 from textok_mini.training import train
 

@@ -4,7 +4,6 @@ A kernel that trains itself can neither fork onto several devices nor be interru
 process `python -m textok_mini.train ...` can, and the cell that follows it may be run again at any time.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 import torch
 from IPython.display import DisplayHandle, Markdown
 
-from textok_mini.run import TrainingError
+from textok_mini.run import TrainingError, read_log
 
 
 def start(overrides: Sequence[str], preset: str, folder: Path, threads: int) -> subprocess.Popen:
@@ -66,12 +65,3 @@ def follow(
         for process in running.values():
             process.terminate()
             process.wait()  # until its run's folder is free again
-
-
-def read_log(folder: Path, name: str = "log.jsonl") -> list[dict]:
-    """A run's log so far, a dict a line; a line that is only half written is left out."""
-    path = folder / name
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline is unfinished
-    return [json.loads(line) for line in lines]

@@ -122,10 +122,8 @@ def text_encoder(config: Config, captions: list[str] | None, device: torch.devic
         return None
     encoder = FrozenTextEncoder(config.text.encoder, c.max_text_tokens, getattr(torch, config.text.dtype), device)
     if encoder.width != c.text_dim:
-        raise TrainingError(
-            f"{of}.text_dim={c.text_dim}, but {config.text.encoder} gives {encoder.width}: "
-            f"set {of}.text_dim={encoder.width}"
-        )
+        todo = f"set {of}.text_dim={encoder.width}"
+        raise TrainingError(f"{of}.text_dim={c.text_dim}, but {config.text.encoder} gives {encoder.width}: {todo}")
     if captions is None or not config.text.cache:
         encoder.model.eval()  # now, by the main process first: what is wrong with its weights is said before any work
         return encoder

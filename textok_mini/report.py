@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from textok_mini.claims import CLAIMS, Found, find_all, verdict
 from textok_mini.figures import COLOURS
-from textok_mini.launch import read_log
+from textok_mini.run import read_log
 
 VERDICTS = {"holds": "#1b7f3b", "does not hold": "#b00020", "inconclusive": "#8a6d00", "not run yet": "#666666"}
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">

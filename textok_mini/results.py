@@ -24,9 +24,9 @@ from textok_mini.data import CaptionedImages, load_data
 from textok_mini.evaluation import distances, metrics_of_all
 from textok_mini.images import to_float, to_uint8
 from textok_mini.intervals import Interval, bootstrap_mean
-from textok_mini.launch import read_log
 from textok_mini.paths import beside, project_root
 from textok_mini.recipe import text_encoder
+from textok_mini.run import read_log
 from textok_mini.scenes import CHANGES
 from textok_mini.settings import to_dict
 from textok_mini.text import TextTokens
@@ -48,19 +48,16 @@ def pair_report(folder: str | Path, config: Config, limit: int, arms: Sequence[s
         lies = [f"wrong {change}, detokenizer" for change in (CHANGES if rows.world else ["picture"])]
         measured = {arm: evaluate(folder / arm, rows, lies if split == "test" else ()) for arm in arms}
         per_image[split] = {arm: conditions["right"] for arm, conditions in measured.items()}
-        report["metrics"][split] = {
-            arm: {name: vars(bootstrap_mean(v)) for name, v in metrics.items()}
-            for arm, metrics in per_image[split].items()
-        }
+        means = {a: {n: vars(bootstrap_mean(v)) for n, v in m.items()} for a, m in per_image[split].items()}
+        report["metrics"][split] = means
         report["differences"][split] = differences(*(per_image[split][arm] for arm in arms[:2]))
         for arm, conditions in measured.items():
             for condition in sorted(conditions.keys() - {"right"}):
                 report["wrong"].setdefault(arm, {})[condition] = differences(conditions[condition], conditions["right"])
         if split == "test":
             for arm in arms:
-                model, run_config = load_run(folder / arm)
-                encoder = text_encoder(run_config, rows.captions, "cpu")
-                pictures = to_uint8(reconstruct(model, rows, encoder))
+                model, of = load_run(folder / arm)
+                pictures = to_uint8(reconstruct(model, rows, text_encoder(of, rows.captions, "cpu")))
                 report["distances"][arm] = distances(rows.images(list(range(len(rows)))), pictures)
     report["seconds"] = {arm: read_log(folder / arm, "timing.jsonl")[-1]["seconds"] for arm in arms}
     report |= {"pictures": len(per_image["test"][arms[0]]["psnr"]), "config": config, "per_image": per_image}

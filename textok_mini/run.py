@@ -102,10 +102,8 @@ def check_folder(config: Config, folder: Path) -> None:
     pairs = [(group, name, value) for group in ours for name, value in ours[group].items()]
     differ = [f"{group}.{name}" for group, name, value in pairs if there.get(group, {}).get(name) != value]
     if differ:
-        raise TrainingError(
-            f"{path}: another run's config, it differs in {', '.join(differ)}; choose another output_dir, "
-            "or delete this one"
-        )
+        todo = "choose another output_dir, or delete this one"
+        raise TrainingError(f"{path}: another run's config, it differs in {', '.join(differ)}; {todo}")
 
 
 def load_run(folder: str | Path, snapshot: int | None = None) -> tuple[TexTok, Config]:
@@ -144,6 +142,15 @@ def keep(run: Path, target: Path) -> None:
 def append(path: Path, line: dict[str, Any]) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
+
+
+def read_log(folder: Path, name: str = "log.jsonl") -> list[dict]:
+    """A run's log so far, a dict a line; a line that is only half written is left out."""
+    path = folder / name
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline is unfinished
+    return [json.loads(line) for line in lines]
 
 
 @command(__doc__)
