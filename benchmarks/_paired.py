@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 from textok_mini.cost import seconds
+from textok_mini.device import best
 
 GIB = 1 << 30
 
@@ -47,6 +48,11 @@ def _twice(queue, make: Callable, *arguments) -> None:
     call = make(*arguments)
     call(), call()
     queue.put(peak_here())
+
+
+def where() -> str:
+    """The GPU's name, or what else computes. Asked after some work: a driver that sleeps may not answer at once."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else str(best())
 
 
 def peak_here() -> float:

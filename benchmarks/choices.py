@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from unittest import mock
 
 import torch
-from _paired import in_turn, table
+from _paired import in_turn, table, where
 from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
@@ -123,7 +123,7 @@ def main(name: str = "laptop", pictures: str = "32", rounds: str = "10", *some: 
     arms = {BASE: made(name, int(pictures))}
     for way in some or WAYS:
         arms[f"{way} ({WAYS[way]})" if WAYS[way] else way] = made(name, int(pictures), way)
-    print(f"{name}, {pictures} pictures, {best()}, {torch.get_num_threads()} threads")
+    print(f"{name}, {pictures} pictures, {where()}, {torch.get_num_threads()} threads")
     table(in_turn(arms, int(rounds), warmup=2), BASE, int(pictures))
 
 

@@ -10,7 +10,7 @@ import time
 from itertools import pairwise
 
 import torch
-from _paired import peak_here
+from _paired import peak_here, where
 from torch.optim.swa_utils import AveragedModel
 
 from textok_mini.device import best
@@ -42,7 +42,7 @@ def main(name: str = "imagenet256-32", pictures: str = "8") -> None:
         ticks.append(time.perf_counter())
     steps = [b - a for a, b in pairwise(ticks[1:])]  # the first warms up
     count_m = sum(p.numel() for p in model.parameters()) / 1e6
-    print(f"{name}: DiT of {count_m:.1f}M parameters, {count} pictures of {shape[1]} tokens, {device}")
+    print(f"{name}: DiT of {count_m:.1f}M parameters, {count} pictures of {shape[1]} tokens, {where()}")
     print(f"  {min(steps):.2f} s a step; peak {peak_here():.1f} GiB")
 
 

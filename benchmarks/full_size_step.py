@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 import transformers as hf
-from _paired import peak_here
+from _paired import peak_here, where
 
 from textok_mini import settings, training
 from textok_mini.text import encoder_path
@@ -51,9 +51,8 @@ def main(name: str, *overrides: str) -> None:
         config = settings.load_config(name, [*small, *overrides])
         training.train(config, Path(folder, "run"))
     steps = [b - a for a, b in pairwise(ticks)]  # the first warms up
-    where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     with_r1, without = steps[0::2], steps[1::2]
-    print(f"{name}, {config.training.batch_size} pictures a step, {where}")
+    print(f"{name}, {config.training.batch_size} pictures a step, {where()}")
     print(f"  {min(without):.2f} s a step, {min(with_r1):.2f} s with R1; peak {peak_here():.1f} GiB")
 
 

@@ -8,6 +8,7 @@ as it is, or with one thing done another way (the names are those of choices.py)
 
 import sys
 
+from _paired import where
 from choices import BASE, WORDS, made
 from torch.profiler import ProfilerActivity, profile
 
@@ -28,7 +29,7 @@ def main(name: str = "laptop", pictures: str = "32", lines: str = "20", way: str
     own = f"self_{'device' if device.type == 'cuda' else 'cpu'}_time_total"
     rows = sorted(found.key_averages(), key=lambda row: -getattr(row, own))
     whole = sum(getattr(row, own) for row in rows)
-    print(f"{name}, {pictures} pictures, {device}, {way}: {whole / 3e3:.1f} ms a step")
+    print(f"{name}, {pictures} pictures, {where()}, {way}: {whole / 3e3:.1f} ms a step")
     for row in rows[: int(lines)]:
         print(f"  {getattr(row, own) / whole:6.1%}  {row.count // 3:5} times  {row.key}")
 

@@ -88,9 +88,6 @@ class Run:
         """Seconds of training, those before a resume included."""
         return self.seconds + time.perf_counter() - self.since
 
-    def last_checkpoint(self) -> str:
-        return str(next((p for p in self.checkpoints if p.exists()), "none yet"))
-
 
 def check_folder(config: Config, folder: Path) -> None:
     """Raises TrainingError if `folder` holds a run of another config, naming the settings that differ."""

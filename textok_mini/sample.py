@@ -7,7 +7,7 @@
 A class's pictures get their words at decoding: captions of its own that no training has seen, from `captions` (a JSON
 file, {class: [caption, ...]}), or those that the latents' folder keeps. The output is PNGs and a metadata.jsonl, as
 `load_data` reads them. The same command goes on where a killed one stopped; `npz=true` packs all into one file in ADM's
-form. A picture follows from seed and number: it is the same in any batch and any number of processes.
+form. A picture follows from seed and number: but for rounding it is the same in any batch, on any number of processes.
 
     painter = Painter("reference/gallery/text")
     images = painter.paint(["a cat top left on a red background"])  # (1, 3, H, W) in [-1, 1]
@@ -61,6 +61,7 @@ class Settings:
     seed: int = 0
     batch_size: int = 100
     npz: bool = False
+    tf32: bool = True  # on a GPU, as DiT's own sampler: factors of products are rounded to 10 bits behind the point
     shard: str = "0/1"
 
     def __post_init__(self):
@@ -157,6 +158,7 @@ def asked(c: Settings, config: Config, space: LatentSpace) -> list[tuple[int, st
 
 def sample(c: Settings) -> None:
     """Fills the folder. Raises ConfigError, DataError, OSError."""
+    torch.backends.cuda.matmul.allow_tf32 = c.tf32
     painter, folder = Painter(c.dit, c.tokenizer), resolve(c.output)
     space = painter.space
     labels, captions = map(list, zip(*asked(c, painter.config, space), strict=True))

@@ -94,9 +94,10 @@ def train(config: Config, output_dir: str | Path) -> Path:
         norm = accelerator.clip_grad_norm_(stepped.parameters(), t.gradient_clip or math.inf)
         if not torch.isfinite(losses["loss"]) or not torch.isfinite(norm):
             bar.close()
+            last = next((path for path in run.checkpoints if path.exists()), "none yet")
             raise TrainingError(
                 f"step {step}: the loss is {losses['loss'].item()} and the gradient's norm {norm.item()}; rows "
-                f"{', '.join(batch['id'])}; last good checkpoint: {run.last_checkpoint()}; lower the learning rate"
+                f"{', '.join(batch['id'])}; last good checkpoint: {last}; lower the learning rate"
             )
         optimizer.step()
         optimizer.zero_grad()
