@@ -14,6 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_input
 
 from textok_mini.config import DiscriminatorConfig
 
@@ -72,10 +73,10 @@ class Halve(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, transposed: bool) -> Tensor:
-        ctx.transposed, convolve = transposed, F.conv_transpose2d if transposed else F.conv2d
+        ctx.transposed, (b, c, h, w) = transposed, x.shape
         taps = torch.tensor([1.0, 3.0, 3.0, 1.0], device=x.device, dtype=x.dtype) / 8
-        kernel = torch.outer(taps, taps).expand(x.shape[1], 1, 4, 4)
-        return convolve(x, kernel, stride=2, padding=1, groups=x.shape[1])
+        kernel, how = torch.outer(taps, taps).expand(c, 1, 4, 4), dict(stride=2, padding=1, groups=c)
+        return conv2d_input((b, c, 2 * h, 2 * w), kernel, x, **how) if transposed else F.conv2d(x, kernel, **how)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:

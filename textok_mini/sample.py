@@ -187,8 +187,7 @@ def finish(
         part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     if npz:
         with beside(folder / "pictures.npz") as part, part.open("wb") as file:
-            pictures = np.stack([np.asarray(Image.open(folder / name)) for name in names])
-            np.savez(file, pictures, np.array(labels))
+            np.savez(file, np.stack([np.asarray(Image.open(folder / name)) for name in names]), np.array(labels))
 
 
 @command(__doc__)
