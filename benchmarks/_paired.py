@@ -51,7 +51,7 @@ def _twice(queue, make: Callable, *arguments) -> None:
 
 
 def where() -> str:
-    """The GPU's name, or what else computes. Asked after some work: a driver that sleeps may not answer at once."""
+    """The GPU's name, or what else computes."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else str(best())
 
 

@@ -101,9 +101,9 @@ def main(name: str = "imagenet256-32", pictures: str = "1", rounds: str = "5", *
     count, rounds, ways = int(pictures), int(rounds), (*ARMS, *folder)
     c = preset(name).tokenizer
     tokens = c.num_latent_tokens + c.num_patches + c.max_text_tokens
+    print(f"{name}: {c.encoder_layers + c.decoder_layers} blocks of width {c.width}, {tokens} tokens, {where()}")
     # First, for a process's peak on Linux is never below that of the one that started it.
     peaks = {which: peak_gib(arm, name, which, count) for which in (*ARMS[:2], *folder)}
-    print(f"{name}: {c.encoder_layers + c.decoder_layers} blocks of width {c.width}, {tokens} tokens, {where()}")
     print("peak, GiB: " + ", ".join(f"{which} {peak:.1f}" for which, peak in peaks.items()))
     calls = {which: arm(name, which, count) for which in ways}
     spent = in_turn(calls, rounds, warmup=1)

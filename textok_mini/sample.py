@@ -61,7 +61,6 @@ class Settings:
     seed: int = 0
     batch_size: int = 100
     npz: bool = False
-    tf32: bool = True  # on a GPU, as DiT's own sampler: factors of products are rounded to 10 bits behind the point
     shard: str = "0/1"
 
     def __post_init__(self):
@@ -158,7 +157,6 @@ def asked(c: Settings, config: Config, space: LatentSpace) -> list[tuple[int, st
 
 def sample(c: Settings) -> None:
     """Fills the folder. Raises ConfigError, DataError, OSError."""
-    torch.backends.cuda.matmul.allow_tf32 = c.tf32
     painter, folder = Painter(c.dit, c.tokenizer), resolve(c.output)
     space = painter.space
     labels, captions = map(list, zip(*asked(c, painter.config, space), strict=True))
