@@ -17,22 +17,13 @@ from _paired import in_turn, where
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from textok_mini.cost import multiply_adds
-from textok_mini.device import best, tune_cpu
+from textok_mini.device import best, tf32, tune_cpu
 from textok_mini.dit import DiT
 from textok_mini.settings import preset
 from textok_mini.text import TextTokens
 from textok_mini.tokenizer import TexTok
 
 ROUNDS, COUNTS = 5, (4, 8, 16, 32, 64, 128, 256, 1024)
-
-
-@contextlib.contextmanager
-def tf32() -> Iterator[None]:
-    torch.set_float32_matmul_precision("high")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision("highest")
 
 
 @contextlib.contextmanager

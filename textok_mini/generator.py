@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from textok_mini.config import Config
+from textok_mini.device import tf32
 from textok_mini.diffusion import Diffusion, Flow, guided, noise_of
 from textok_mini.dit import DiT
 from textok_mini.images import save_image_grid
@@ -90,6 +91,7 @@ class GeneratorRecipe:
 
 
 @torch.no_grad()
+@tf32()
 def sample_latents(
     model: DiT,
     process: Any,
