@@ -23,7 +23,7 @@ from textok_mini import vit
 from textok_mini.device import SHORT, best, tune_cpu
 from textok_mini.losses import LPIPS, tokenizer_loss
 from textok_mini.schedule import adamw, warmed_up_ema
-from textok_mini.settings import preset
+from textok_mini.settings import load_config
 from textok_mini.text import TextTokens
 from textok_mini.tokenizer import TexTok
 
@@ -57,7 +57,7 @@ def other_kernel() -> Iterator[None]:
 
 def made(name: str, count: int, way: str = BASE) -> Callable[[], None]:
     """A training step that does one thing another way."""
-    config, device = preset(name), best()
+    config, device = load_config(name), best()
     c = config.tokenizer
     torch.manual_seed(0)
     with device:  # to draw the random weights of a full size on a CPU takes longer than all else
@@ -118,7 +118,7 @@ WAYS = {
 
 
 def main(name: str = "laptop", pictures: str = "32", rounds: str = "10", *some: str) -> None:
-    c = preset(name).tokenizer
+    c = load_config(name).tokenizer
     tune_cpu(c.num_patches + c.num_latent_tokens + WORDS)
     arms = {BASE: made(name, int(pictures))}
     for way in some or WAYS:

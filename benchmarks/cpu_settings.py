@@ -15,11 +15,11 @@ def steps(tuned: bool, queue) -> None:
 
     from textok_mini.device import tune_cpu
     from textok_mini.losses import LPIPS, tokenizer_loss
-    from textok_mini.settings import preset
+    from textok_mini.settings import load_config
     from textok_mini.text import TextTokens
     from textok_mini.tokenizer import TexTok
 
-    config, t = preset("laptop").tokenizer, preset("laptop").training
+    config, t = load_config("laptop").tokenizer, load_config("laptop").training
     torch.set_num_threads(1)
     if tuned:
         tune_cpu(config.num_patches + 26)

@@ -17,11 +17,11 @@ from textok_mini.device import best
 from textok_mini.diffusion import Diffusion
 from textok_mini.dit import DiT
 from textok_mini.schedule import adamw, warmed_up_ema
-from textok_mini.settings import preset
+from textok_mini.settings import load_config
 
 
 def main(name: str = "imagenet256-32", pictures: str = "8") -> None:
-    config, count, device = preset(name), int(pictures), best()
+    config, count, device = load_config(name), int(pictures), best()
     with device:
         model = DiT(config.dit)
     process, ticks = Diffusion(), [time.perf_counter()]

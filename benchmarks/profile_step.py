@@ -13,11 +13,11 @@ from choices import BASE, WORDS, made
 from torch.profiler import ProfilerActivity, profile
 
 from textok_mini.device import best, tune_cpu
-from textok_mini.settings import preset
+from textok_mini.settings import load_config
 
 
 def main(name: str = "laptop", pictures: str = "32", lines: str = "20", way: str = BASE) -> None:
-    c, device = preset(name).tokenizer, best()
+    c, device = load_config(name).tokenizer, best()
     tune_cpu(c.num_patches + c.num_latent_tokens + WORDS)
     step = made(name, int(pictures), way)
     for _ in range(3):

@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from textok_mini.cost import multiply_adds
 from textok_mini.device import best, tf32, tune_cpu
 from textok_mini.dit import DiT
-from textok_mini.settings import preset
+from textok_mini.settings import load_config
 from textok_mini.text import TextTokens
 from textok_mini.tokenizer import TexTok
 
@@ -43,7 +43,7 @@ def within(way: Callable, call: Callable, *arguments: object) -> Callable[[], No
 
 @torch.no_grad()
 def main(name: str = "laptop", pictures: str = "16", most: str = "256") -> None:
-    config, count, device, arms, done = preset(name), int(pictures), best(), {}, {}
+    config, count, device, arms, done = load_config(name), int(pictures), best(), {}, {}
     tune_cpu(256)
     ways = {"fp32": contextlib.nullcontext}
     if device.type == "cuda":

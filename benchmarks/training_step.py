@@ -27,7 +27,7 @@ from textok_mini.device import best, tune_cpu
 from textok_mini.discriminator import Discriminator
 from textok_mini.losses import LPIPS, adversarial, discriminator_loss, l2, r1
 from textok_mini.schedule import adamw, warmed_up_ema
-from textok_mini.settings import preset
+from textok_mini.settings import load_config
 from textok_mini.text import TextTokens
 from textok_mini.tokenizer import TexTok
 
@@ -36,7 +36,7 @@ ARMS = ("timm blocks", "TexTok", "TexTok, 20 words in 20 slots", "TexTok, 20 wor
 
 def arm(name: str, which: str, pictures: int) -> Callable[[], None]:
     """A call that does the forward and the backward pass of one way."""
-    config, device = preset(name), best()
+    config, device = load_config(name), best()
     c = dataclasses.replace(config.tokenizer, text_in="none" if which.startswith("twin") else "both")
     slots, images = c.max_text_tokens, torch.rand(pictures, 3, c.image_size, c.image_size, device=device) * 2 - 1
     tune_cpu(c.num_patches + c.num_latent_tokens + slots)
@@ -75,7 +75,7 @@ def step(model: nn.Module, loss: Callable[[], torch.Tensor]) -> None:
 
 def rest(name: str, pictures: int) -> dict[str, Callable[[], object]]:
     """What else a step does, each on its own."""
-    config, device, ways = preset(name), best(), {}
+    config, device, ways = load_config(name), best(), {}
     side = config.tokenizer.image_size
     with device:
         model = TexTok(config.tokenizer)
@@ -99,7 +99,7 @@ def rest(name: str, pictures: int) -> dict[str, Callable[[], object]]:
 
 def main(name: str = "imagenet256-32", pictures: str = "1", rounds: str = "5", *folder: str) -> None:
     count, rounds, ways = int(pictures), int(rounds), (*ARMS, *folder)
-    c = preset(name).tokenizer
+    c = load_config(name).tokenizer
     tokens = c.num_latent_tokens + c.num_patches + c.max_text_tokens
     print(f"{name}: {c.encoder_layers + c.decoder_layers} blocks of width {c.width}, {tokens} tokens, {where()}")
     # First, for a process's peak on Linux is never below that of the one that started it.

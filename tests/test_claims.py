@@ -100,7 +100,7 @@ def test_a_lead_that_is_not_shown_cannot_last(short_leads, long_leads, said):
 
 def test_multiply_adds_of_dit_xl_as_published():
     # "DiT's GFLOPs" of XL/2 at 512 px are 524.6 with 1,024 tokens (Peebles & Xie, table 4).
-    c = claims.replace(claims.preset("imagenet512-32").dit, num_latent_tokens=1024)
+    c = claims.replace(claims.load_config("imagenet512-32").dit, num_latent_tokens=1024)
     with claims.torch.device("meta"):
         x = claims.torch.zeros(1, 1024, 8), claims.torch.zeros(1), claims.torch.zeros(1, dtype=claims.torch.long)
         counted = claims.multiply_adds(claims.DiT(c).eval(), *x)

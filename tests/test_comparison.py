@@ -17,7 +17,7 @@ from textok_mini.evaluation import metrics_of_all
 from textok_mini.images import to_float
 from textok_mini.run import TrainingError, save_weights
 from textok_mini.scenes import CELLS, caption
-from textok_mini.settings import config_json, preset
+from textok_mini.settings import config_json, load_config
 from textok_mini.text import FrozenTextEncoder
 from textok_mini.tokenizer import TexTok
 
@@ -35,7 +35,7 @@ def rows(tmp_path_factory):
 def test_reconstruct_is_the_model_called_row_by_row(rows):
     torch.manual_seed(0)
     encoder, few = FrozenTextEncoder("minilm", 64), rows.first(5)
-    model = TexTok(preset("smoke").tokenizer).eval()
+    model = TexTok(load_config("smoke").tokenizer).eval()
     lie = few.captions[::-1]
     for told, shown in ((few.captions, few.captions), (few.captions, lie), (lie, lie)):
         together = comparison.reconstruct(model, few, encoder, told, shown, batch_size=2)
@@ -67,7 +67,7 @@ def test_wrong_captions_are_wrong_in_one_respect_and_the_same_for_every_arm(rows
 def test_a_lie_is_told_to_whom_it_is_said_and_graded_on_the_other_trunk(rows, tmp_path, monkeypatch, perceptual, trunk):
     monkeypatch.setattr(weights, "weights_dir", lambda: WEIGHTS)
     torch.manual_seed(0)
-    config, few, encoder = preset("smoke"), rows.first(6), FrozenTextEncoder("minilm", 64)
+    config, few, encoder = load_config("smoke"), rows.first(6), FrozenTextEncoder("minilm", 64)
     config = dataclasses.replace(config, training=dataclasses.replace(config.training, perceptual=perceptual))
     model = TexTok(config.tokenizer).eval()
     save_weights(model, tmp_path / "model.safetensors")
@@ -86,13 +86,13 @@ def test_a_lie_is_told_to_whom_it_is_said_and_graded_on_the_other_trunk(rows, tm
 
 
 def test_the_hubs_form_is_no_run(tmp_path):
-    TexTok(preset("smoke").tokenizer).save_pretrained(tmp_path)
+    TexTok(load_config("smoke").tokenizer).save_pretrained(tmp_path)
     with pytest.raises(FileNotFoundError, match="holds no run"):
         comparison.load_run(tmp_path)
 
 
 def test_bits_of_a_noisy_latent_against_shannon():
-    c = dataclasses.replace(preset("laptop").tokenizer, num_latent_tokens=2, latent_dim=8, latent_noise=0.5)
+    c = dataclasses.replace(load_config("laptop").tokenizer, num_latent_tokens=2, latent_dim=8, latent_noise=0.5)
     assert latent_bits(c) == pytest.approx(16 * 0.5 * math.log2(5))
     assert latent_bits(dataclasses.replace(c, latent="plain")) is None
     # By simulation: h(z + noise) - h(noise) of Gaussians, from the variances that are really there.
@@ -152,8 +152,8 @@ def test_a_half_written_log_line_is_left_out(tmp_path):
 def test_pictures_are_measured_in_parts_as_at_once(rows, tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "weights_dir", lambda: WEIGHTS)
     torch.manual_seed(0)
-    save_weights(TexTok(preset("smoke").tokenizer), tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(config_json(preset("smoke")))
+    save_weights(TexTok(load_config("smoke").tokenizer), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(config_json(load_config("smoke")))
     whole = comparison.evaluate(tmp_path, rows.first(7), ["wrong place, detokenizer"])
     monkeypatch.setattr(comparison, "AT_ONCE", 3)
     parts = comparison.evaluate(tmp_path, rows.first(7), ["wrong place, detokenizer"])

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from textok_mini.config import STANDINGS, Config, ConfigError, TexTokConfig, standing
-from textok_mini.settings import PRESETS, config_json, from_dict, load_config, preset
+from textok_mini.settings import PRESETS, config_json, from_dict, load_config
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_no_latents_need_text_in_the_detokenizer():
 def test_overrides_reach_their_field_and_nothing_else():
     config = load_config("laptop", ["training.learning_rate=1e-4", "seed=3", "data=some/folder"])
     assert (config.training.learning_rate, config.training.seed, config.data.source) == (1e-4, 3, "some/folder")
-    assert config.tokenizer == preset("laptop").tokenizer
+    assert config.tokenizer == load_config("laptop").tokenizer
 
 
 def test_a_text_stays_as_it_was_typed_and_all_else_is_yaml():
@@ -65,7 +65,7 @@ def test_a_yaml_file_builds_on_a_preset_and_names_itself_in_errors(tmp_path):
     path.write_text("preset: smoke\ntraining:\n  steps: 7\n  learning_rate: 1e-3\n")
     config = load_config(str(path), ["training.seed=2"])
     assert (config.training.steps, config.training.learning_rate, config.training.seed) == (7, 1e-3, 2)
-    assert config.tokenizer == preset("smoke").tokenizer
+    assert config.tokenizer == load_config("smoke").tokenizer
     path.write_text("training: [")
     with pytest.raises(ConfigError, match=r"mine\.yaml: not valid YAML"):
         load_config(str(path))
@@ -77,11 +77,11 @@ def test_a_yaml_file_builds_on_a_preset_and_names_itself_in_errors(tmp_path):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_json_round_trip(name):
-    assert from_dict(Config, json.loads(config_json(preset(name)))) == preset(name)
+    assert from_dict(Config, json.loads(config_json(load_config(name)))) == load_config(name)
 
 
 def test_every_value_has_a_standing_and_departures_are_the_kits_own():
-    laptop, paper = preset("laptop"), Config()
+    laptop, paper = load_config("laptop"), Config()
     assert standing(paper, "tokenizer.latent_dim") == "paper"
     assert standing(paper, "training.perceptual_weight") == "second-hand"
     assert standing(laptop, "tokenizer.latent_dim") == "paper"  # not departed from
@@ -93,13 +93,13 @@ def test_every_value_has_a_standing_and_departures_are_the_kits_own():
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_presets_generator_fits_its_tokenizer(name):
-    config = preset(name)
+    config = load_config(name)
     for shared in ("num_latent_tokens", "latent_dim", "text_dim", "max_text_tokens"):
         assert getattr(config.dit, shared) == getattr(config.tokenizer, shared), shared
 
 
 def test_the_paper_size_generator_is_dit_xl_at_the_originals_settings():
-    config = preset("imagenet256-32")
+    config = load_config("imagenet256-32")
     g = config.generator
     assert (config.dit.width, config.dit.layers, config.dit.heads, config.dit.num_classes) == (1152, 28, 16, 1000)
     assert (g.batch_size, g.learning_rate, g.beta1, g.beta2, g.ema, g.weight_decay) == (
@@ -111,4 +111,4 @@ def test_the_paper_size_generator_is_dit_xl_at_the_originals_settings():
         0,
     )
     assert g.steps == 350 * (1_281_167 // 256) and standing(config, "generator.steps") == "paper"
-    assert standing(config, "dit.width") == "paper" and standing(preset("laptop"), "dit.width") == "kit"
+    assert standing(config, "dit.width") == "paper" and standing(load_config("laptop"), "dit.width") == "kit"

@@ -7,14 +7,14 @@ import torch
 from torch import nn
 
 from textok_mini import DiT, cost
-from textok_mini.settings import preset
+from textok_mini.settings import load_config
 
 
 @pytest.mark.parametrize(("tokens", "giga"), [(1_024, 525), (256, 119)])
 def test_dit_xl_costs_what_its_paper_says(tokens, giga):
     """DiT-XL/2: 119 "GFLOPs" at 256 px, 525 at 512 px (Peebles & Xie, 2023); first and last layer differ."""
     with torch.device("meta"):
-        model = DiT(dataclasses.replace(preset("imagenet512-32").dit, num_latent_tokens=tokens))
+        model = DiT(dataclasses.replace(load_config("imagenet512-32").dit, num_latent_tokens=tokens))
         inputs = torch.randn(1, tokens, 8), torch.zeros(1), torch.zeros(1, dtype=torch.long)
         assert cost.multiply_adds(model, *inputs) / 1e9 == pytest.approx(giga, rel=5e-3)
 

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from textok_mini.config import DiTConfig
 from textok_mini.diffusion import Diffusion, Flow, Steps, guided, noise_of
 from textok_mini.dit import DiT, frequencies
+from textok_mini.generator import sample_latents
+from textok_mini.settings import load_config
 from textok_mini.text import TextTokens
 
 SMALL = DiTConfig(num_latent_tokens=4, latent_dim=8, width=32, layers=2, heads=2, num_classes=8)
@@ -88,6 +90,25 @@ def test_a_gaussian_is_sampled_as_the_closed_form_says():
 
     x = Flow().sample(velocity, noise, steps=200)
     assert x.std().item() == pytest.approx(s, rel=0.03)
+
+
+def test_sampling_in_tf32_leaves_what_comes_after_in_fp32(monkeypatch):
+    """A grid that draws and then trains must not train in TF32; also where drawing was cut short."""
+    now, seen = torch.backends.cuda.matmul, []
+
+    def passing(self, x, t, condition):
+        seen.append(now.fp32_precision)
+        if len(seen) > 3:
+            raise KeyboardInterrupt
+        return torch.cat([x, x], dim=-1)
+
+    monkeypatch.setattr(DiT, "forward", passing)
+    model, before, label = DiT(load_config("smoke").dit), now.fp32_precision, torch.zeros(1, dtype=torch.long)
+    sample_latents(model, Flow(), label, label, [0], steps=3)
+    assert seen == ["tf32"] * 3 and now.fp32_precision == before != "tf32"
+    with pytest.raises(KeyboardInterrupt):
+        sample_latents(model, Flow(), label, label, [0], steps=3)
+    assert now.fp32_precision == before
 
 
 def test_the_bound_is_a_kl_of_gaussians():

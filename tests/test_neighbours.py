@@ -14,11 +14,11 @@ from textok_mini.bottleneck import COMMITMENT, PATIENCE, Bottleneck, latent_bits
 from textok_mini.config import ConfigError, TexTokConfig
 from textok_mini.neighbours import ConvolutionalTokenizer, TwoStage, published, tokenizer_of
 from textok_mini.run import TrainingError, load_run
-from textok_mini.settings import load_config, preset
+from textok_mini.settings import load_config
 from textok_mini.text import FrozenTextEncoder
 from textok_mini.training import train
 
-SMALL = dataclasses.replace(preset("smoke").tokenizer, num_latent_tokens=16, text_in="none", codebook_size=64)
+SMALL = dataclasses.replace(load_config("smoke").tokenizer, num_latent_tokens=16, text_in="none", codebook_size=64)
 FEW = ["data.scenes=40", "training.steps=4", "training.sample_every=0", "tokenizer.num_latent_tokens=16"]
 PLAIN = ["tokenizer.text_in=none", "tokenizer.codebook_size=64"]
 ARMS = {

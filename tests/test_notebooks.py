@@ -16,7 +16,7 @@ import yaml
 from textok_mini import notebooks
 from textok_mini.config import ConfigError
 from textok_mini.paths import project_root
-from textok_mini.settings import preset, to_dict
+from textok_mini.settings import load_config, to_dict
 
 ROOT = project_root()
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -85,7 +85,7 @@ def smoke_copy(tmp_path_factory):
 
 def test_smoke_run_writes_results_and_a_page_that_stands_alone(smoke_copy):
     results = json.loads((smoke_copy / "results.json").read_text())
-    assert results["config"] == to_dict(preset("smoke")) and len(results["summary"]) == 5
+    assert results["config"] == to_dict(load_config("smoke")) and len(results["summary"]) == 5
     for split in ("test", "zero-shot"):
         for name, difference in results["differences"][split].items():
             ours, theirs = (results["per_image"][split][arm][name] for arm in ("textok", "twin"))

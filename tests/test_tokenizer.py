@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from textok_mini.config import TexTokConfig
-from textok_mini.settings import preset
+from textok_mini.settings import load_config
 from textok_mini.text import TextTokens
 from textok_mini.tokenizer import TexTok, patchify, unpatchify
 
-SMALL = dataclasses.replace(preset("smoke").tokenizer, latent="plain", encoder_layers=2, decoder_layers=2)
+SMALL = dataclasses.replace(load_config("smoke").tokenizer, latent="plain", encoder_layers=2, decoder_layers=2)
 
 
 def model_and_inputs(batch=3, tokens=11, seed=0, **changes):
@@ -38,7 +38,7 @@ def parameters_by_formula(c: TexTokConfig) -> int:
 
 @pytest.mark.parametrize("text_in", ["both", "tokenizer", "detokenizer", "none"])
 def test_parameter_count_is_the_layouts(text_in):
-    for config in (SMALL, preset("laptop").tokenizer, TexTokConfig()):
+    for config in (SMALL, load_config("laptop").tokenizer, TexTokConfig()):
         config = dataclasses.replace(config, text_in=text_in)
         with torch.device("meta"):
             model = TexTok(config)

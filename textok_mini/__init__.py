@@ -1,6 +1,6 @@
 """textok_mini: TexTok, "Language-Guided Image Tokenization for Generation" (CVPR 2025), to learn, check and rerun.
 
-from textok_mini import TexTok, preset, load_data
+from textok_mini import TexTok, load_config, load_data
 """
 
 import importlib
@@ -18,7 +18,6 @@ PUBLIC = {
     "TextTokens": "text",
     "load_data": "data",
     "load_config": "settings",
-    "preset": "settings",
 }
 __all__ = list(PUBLIC)
 

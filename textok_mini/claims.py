@@ -25,7 +25,7 @@ from textok_mini.dit import DiT
 from textok_mini.grid import per_seed, read_grid
 from textok_mini.intervals import Interval, seeds_interval
 from textok_mini.paths import beside, project_root, resolve
-from textok_mini.settings import preset
+from textok_mini.settings import load_config
 
 CLAIMS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 NAMES = {"lpips": "LPIPS", "psnr": "dB", "kernel_efficientnet_lite0": "kernel distance"}
@@ -100,9 +100,8 @@ def find(row: Mapping[str, Any], folder: Path) -> Found:
     of, unit = OF[row.get("of", "less")]
     metric, arms, name = row.get("metric", "test/right/lpips"), row.get("arms", []), row.get("grid", "")
     unit = unit.format(NAMES[metric.rpartition("/")[2]])
-    found = Found(
-        row["what"], row["paper"], [], unit, row.get("margin", 0), f"{name}: {', '.join(arms)}" if name else ""
-    )
+    runs = f"{name}: {', '.join(arms)}" if name else ""
+    found = Found(row["what"], row["paper"], [], unit, row.get("margin", 0), runs)
     if not name:
         return replace(found, values=[of()])
     if not (folder / name / "grid.yaml").is_file():
@@ -132,7 +131,7 @@ def steps_saved() -> float:
     """Multiply-adds of a step of DiT-XL with 1,024 tokens over those with 32: they follow from the shape alone."""
     counts = []
     for tokens in (1024, 32):
-        c = replace(preset("imagenet512-32").dit, num_latent_tokens=tokens)
+        c = replace(load_config("imagenet512-32").dit, num_latent_tokens=tokens)
         with torch.device("meta"):
             x = torch.zeros(1, tokens, c.latent_dim), torch.zeros(1), torch.zeros(1, dtype=torch.long)
             counts.append(multiply_adds(DiT(c).eval(), *x))

@@ -1,6 +1,6 @@
 """DiT (Peebles & Xie, 2023) over latent tokens: a transformer that is told time and class by its norms, or reads text.
 
-    model = DiT(preset("imagenet256-32").dit)
+    model = DiT(load_config("imagenet256-32").dit)
     model(x, t, labels)          # x (B, N, d) noisy latents, t (B,) in [0, 1,000) -> (B, N, 2 d): noise and variance
 
 Patch size 1 over a 1D sequence: a latent token is a token. A block is adaLN-Zero: its two norms have no weights of

@@ -153,9 +153,7 @@ def fidelity(
     """torch-fidelity's measures of a set, by the names that they have here."""
     for images in (real, fake):
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or len(images) < 2:
-            raise ValueError(
-                f"want (N > 1, 3, H, W) uint8, not {tuple(images.shape)} {images.dtype}: see images.to_uint8"
-            )
+            raise ValueError(f"want (N > 1, 3, H, W) uint8 (images.to_uint8), not {tuple(images.shape)} {images.dtype}")
     if extractor == "efficientnet-lite0":
         asked["feature_extractor"], suffix = LITE0, "_efficientnet_lite0"
         names = ("frechet" + suffix, "kernel" + suffix)

@@ -13,6 +13,7 @@ from textok_mini.intervals import Interval
 
 # One colour an arm through the whole book, told apart also without colour vision (Okabe and Ito's palette).
 COLOURS = {"textok": "#0072B2", "twin": "#D55E00", "registers": "#009E73", "wrong caption": "#CC79A7"}
+CREDIT = dict(ha="right", va="top", fontsize=6, color="#666666", parse_math=False)
 
 
 def show_images(
@@ -35,12 +36,8 @@ def show_images(
                 fontsize=7.5, parse_math=False,
             )  # fmt: skip
     figure.tight_layout(pad=0.4)
-    give(figure, credit)
+    figure.text(0.995, -0.03, credit, **CREDIT)
     return figure
-
-
-def give(figure: Figure, credit: str) -> None:
-    figure.text(0.995, -0.03, credit, ha="right", va="top", fontsize=6, color="#666666", parse_math=False)
 
 
 def compare_images(
@@ -68,7 +65,7 @@ def compare_images(
             text = textwrap.fill(textwrap.shorten(caption, 20 * lines, placeholder=" …"), 20)
             axis.set_xlabel(text, fontsize=6.5, parse_math=False)
     figure.tight_layout(pad=0.3)
-    give(figure, credit)
+    figure.text(0.995, -0.03, credit, **CREDIT)
     return figure
 
 
@@ -93,13 +90,3 @@ def plot_intervals(axis: Axes, intervals: Mapping[str, Interval], label: str) ->
     axis.set(yticks=[-i for i in range(len(intervals))], yticklabels=list(intervals), xlabel=label)
     axis.grid(alpha=0.3, axis="x")
     return axis
-
-
-def plot_learning(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
-    """PSNR and LPIPS of each arm by step (left) and by seconds of training (right)."""
-    figure, axes = plt.subplots(2, 2, figsize=(9, 5.2), sharey="row")
-    for line, (metric, label) in zip(axes, (("psnr", "PSNR, dB"), ("lpips", "LPIPS-VGG")), strict=True):
-        for axis, x in zip(line, ("step", "seconds"), strict=True):
-            plot_curves(axis, {arm: (curve[x], curve[metric]) for arm, curve in curves.items()}, x, label)
-    figure.tight_layout()
-    return figure

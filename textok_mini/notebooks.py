@@ -27,6 +27,15 @@ from textok_mini.paths import project_root
 from textok_mini.settings import nearest
 
 
+def parameters_of(preset: str) -> dict:
+    """What a file of `notebooks/parameters/` sets: imagenet256.yaml the preset imagenet256-32, say."""
+    file = project_root() / "notebooks" / "parameters" / f"{preset}.yaml"
+    if not file.is_file():
+        presets = sorted(p.stem for p in file.parent.glob("*.yaml"))
+        raise ConfigError(f"no preset {preset!r}{nearest(preset, presets)}; there are: {', '.join(presets)}")
+    return yaml.safe_load(file.read_text())
+
+
 def run_notebook(name: str, output_dir: Path, parameters: dict) -> Path:
     """Execute `notebooks/NAME.ipynb` with these parameters into `output_dir`; returns the executed copy.
 
@@ -86,19 +95,15 @@ def main(arguments: list[str]) -> int:
     others = {key: value for key, value in given.items() if key not in ("preset", "output_dir")}
     folder = "-".join([name.split("_", 1)[-1], preset, *([digest(others)] if others else [])])
     output_dir = Path(given.get("output_dir", project_root() / "runs" / folder))
-    file = project_root() / "notebooks" / "parameters" / f"{preset}.yaml"
     if wrong := [s for s in settings if "=" not in s]:
         raise ConfigError(f"{wrong[0]!r} is not KEY=VALUE, as in preset=smoke")
-    if not file.is_file():
-        presets = sorted(p.stem for p in file.parent.glob("*.yaml"))
-        raise ConfigError(f"no preset {preset!r}{nearest(preset, presets)}; there are: {', '.join(presets)}")
+    parameters = parameters_of(preset)
     try:
         typed = {key: yaml.safe_load(value) for key, value in given.items() if key != "preset"}
     except yaml.YAMLError as error:
         raise ConfigError(" ".join(str(error).split())) from None
-    parameters = yaml.safe_load(file.read_text()) | typed  # imagenet256.yaml's preset is imagenet256-32
     try:
-        executed = run_notebook(name, output_dir, parameters | {"output_dir": str(output_dir)})
+        executed = run_notebook(name, output_dir, parameters | typed | {"output_dir": str(output_dir)})
     except papermill.PapermillExecutionError as error:
         copy = output_dir / f"{name}.ipynb"
         print(f"error: {copy}: cell In [{error.exec_count}]: {error.ename}: {error.evalue}", file=sys.stderr)

@@ -84,9 +84,7 @@ def made_with(folder: Path) -> str:
     counts = [Counter(one["device"] for one in kept), Counter(one["commit"][:10] for one in kept)]
     counts.append(Counter(f"torch {one['versions']['torch']}" for one in kept))
     of = "; ".join(f"{key} ({count})" for counter in counts for key, count in counter.most_common())
-    return html.escape(
-        f"{len(runs)} trainings, {seconds / 3600:.1f} hours of training in all. Where it was kept: {of}."
-    )
+    return html.escape(f"{len(runs)} trainings, {seconds / 3600:.1f} hours in all. Where it was kept: {of}.")
 
 
 def page(folder: Path) -> str:

@@ -9,13 +9,15 @@ copy, and the others are run all the same. `runs/PRESET/index.html` shows all, w
 
 import html
 import json
+import os
 import sys
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
 
 from textok_mini import notebooks
+from textok_mini.command import Help, command
 from textok_mini.paths import beside, project_root
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -27,20 +29,15 @@ pre {{ white-space: pre-wrap; background: #f6f6f6; padding: .6rem }}
 
 
 def reproduce(preset: str) -> int:
-    """0 if every notebook has run, 1 if one failed, 2 for an unknown preset."""
-    folder, failed = project_root() / "runs" / preset, 0
+    """0 if every notebook has run, 1 if one failed. Raises ConfigError for an unknown preset."""
+    notebooks.parameters_of(preset)
+    folder, at_once = project_root() / "runs" / preset, 1
+    if preset == "smoke":  # so short that most of it waits for one core
+        at_once = 2
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     names = sorted(path.stem for path in (project_root() / "notebooks").glob("*.ipynb"))
-    for number, name in enumerate(names, 1):
-        if (folder / name / f"{name}.html").is_file():
-            print(f"{number}/{len(names)} {name}: done before", flush=True)
-            continue
-        print(f"{number}/{len(names)} {name} ...", flush=True)
-        begun = time.perf_counter()
-        code = notebooks.main([name, f"preset={preset}", f"output_dir={folder / name}"])
-        if code == 2:
-            return code
-        failed += code
-        (folder / name / "seconds.json").write_text(json.dumps(time.perf_counter() - begun))
+    with ThreadPoolExecutor(at_once) as pool:
+        failed = sum(pool.map(lambda name: run(name, preset, folder / name), names))
     with beside(folder / "index.html") as part:
         sections = "\n".join(section(folder / name) for name in names)
         part.write_text(PAGE.format(preset=html.escape(preset), sections=sections), encoding="utf-8")
@@ -48,31 +45,39 @@ def reproduce(preset: str) -> int:
     return min(failed, 1)
 
 
+def run(name: str, preset: str, folder: Path) -> int:
+    """1 if it failed."""
+    if (folder / f"{name}.html").is_file():
+        print(f"{name}: done before", flush=True)
+        return 0
+    print(f"{name} ...", flush=True)
+    return min(1, notebooks.main([name, f"preset={preset}", f"output_dir={folder}"]))
+
+
 def section(folder: Path) -> str:
     """One notebook on the index page: its state, what it says at its end, and its figures, small."""
     name, page, results = folder.name, folder / f"{folder.name}.html", folder / "results.json"
-    took = folder / "seconds.json"  # missing if it was killed just after its page was written
-    state = f"in {json.loads(took.read_text()):.0f} s" if took.is_file() else "has run"
-    if not page.is_file():
-        state = "<span class=failed>failed: the copy holds the traceback</span>"
-    links = [path for path in (page, page.with_suffix(".ipynb"), results) if path.is_file()]
+    copy = page.with_suffix(".ipynb")
+    book = nbformat.read(copy, as_version=4) if copy.is_file() else nbformat.v4.new_notebook()
+    state, summary = "<span class=failed>failed: the copy holds the traceback</span>", ""
+    if page.is_file():
+        state = f"in {book.metadata.papermill.duration:.0f} s"
+        said = json.loads(results.read_text(encoding="utf-8"))["summary"] if results.is_file() else []
+        summary = f"<pre>{html.escape(chr(10).join(said))}</pre>" if said else ""
+    links = [path for path in (page, copy, results) if path.is_file()]
     listed = " · ".join(f'<a href="{name}/{path.name}">{path.name}</a>' for path in links)
-    said = json.loads(results.read_text(encoding="utf-8"))["summary"] if page.is_file() and results.is_file() else []
-    summary = f"<pre>{html.escape(chr(10).join(said))}</pre>" if said else ""
-    return f"<h2>{name}</h2><p>{state} · {listed}</p>{summary}<p>{''.join(pictures(page.with_suffix('.ipynb')))}</p>"
+    outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
+    found = ["".join(o.data["image/png"].split()) for o in outputs if "image/png" in o.get("data", {})]
+    pictures = "".join(f'<img alt="a figure" src="data:image/png;base64,{png}">' for png in found)
+    return f"<h2>{name}</h2><p>{state} · {listed}</p>{summary}<p>{pictures}</p>"
 
 
-def pictures(executed: Path) -> list[str]:
-    """The PNG outputs of an executed notebook as <img> tags that need no other file."""
-    if not executed.is_file():
-        return []
-    outputs = [o for cell in nbformat.read(executed, as_version=4).cells for o in cell.get("outputs", [])]
-    found = [o.data["image/png"] for o in outputs if "image/png" in o.get("data", {})]
-    return [f'<img alt="a figure" src="data:image/png;base64,{"".join(png.split())}">' for png in found]
+@command(__doc__)
+def main(arguments: list[str]) -> int:
+    if len(arguments) > 1:
+        raise Help
+    return reproduce(arguments[0])
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or sys.argv[1] in ("-h", "--help"):
-        print(__doc__)
-        sys.exit(2)
-    sys.exit(reproduce(sys.argv[1]))
+    sys.exit(main(sys.argv[1:]))

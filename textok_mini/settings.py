@@ -30,14 +30,9 @@ def merge(base: dict, extra: dict) -> dict:
 PRESETS = {path.stem: path for path in sorted((Path(__file__).parent / "presets").glob("*.yaml"))}
 
 
-def preset(name: str) -> Config:
-    """The settings of `presets/NAME.yaml`: `laptop` (minutes on two cores), `smoke` (seconds, for tests), or one of the
-    paper's, such as `imagenet256-32`."""
-    return from_dict(Config, read_settings(preset_file(name)))
-
-
 def load_config(preset_or_file: str, overrides: Sequence[str] = ()) -> Config:
-    """A preset's name or a YAML file (`preset: NAME` and any groups), then overrides like `training.steps=500`.
+    """A preset's name (`laptop`: minutes on two cores, `smoke`: seconds, or one of the paper's, as `imagenet256-32`) or
+    a YAML file (`preset: NAME` and any groups), then overrides like `training.steps=500`.
 
     Raises ConfigError for anything unknown, of the wrong type, or impossible."""
     path = Path(preset_or_file)
