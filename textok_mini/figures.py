@@ -13,7 +13,6 @@ from textok_mini.intervals import Interval
 
 # One colour an arm through the whole book, told apart also without colour vision (Okabe and Ito's palette).
 COLOURS = {"textok": "#0072B2", "twin": "#D55E00", "registers": "#009E73", "wrong caption": "#CC79A7"}
-CREDIT = dict(ha="right", va="top", fontsize=6, color="#666666", parse_math=False)
 
 
 def show_images(
@@ -36,8 +35,12 @@ def show_images(
                 fontsize=7.5, parse_math=False,
             )  # fmt: skip
     figure.tight_layout(pad=0.4)
-    figure.text(0.995, -0.03, credit, **CREDIT)
+    give(figure, credit)
     return figure
+
+
+def give(figure: Figure, credit: str) -> None:
+    figure.text(0.995, -0.03, credit, ha="right", va="top", fontsize=6, color="#666666", parse_math=False)
 
 
 def compare_images(
@@ -65,7 +68,7 @@ def compare_images(
             text = textwrap.fill(textwrap.shorten(caption, 20 * lines, placeholder=" …"), 20)
             axis.set_xlabel(text, fontsize=6.5, parse_math=False)
     figure.tight_layout(pad=0.3)
-    figure.text(0.995, -0.03, credit, **CREDIT)
+    give(figure, credit)
     return figure
 
 
