@@ -24,9 +24,9 @@ def in_turn(arms: Mapping[str, Callable], rounds: int = 15, warmup: int = 2) -> 
     return spent
 
 
-def table(spent: Mapping[str, list[float]], base: str, pictures: int = 1) -> None:
+def table(spent: Mapping[str, list[float]], base: str, pictures: int = 1, unit: str = "ms a picture") -> None:
     """Each arm's median, and its ratio to `base`, round by round: the median with the least and the most."""
-    print(f"{'':44} ms a picture   times {base!r} [least, most] of {len(spent[base])} rounds")
+    print(f"{'':44} {unit:>12}   times {base!r} [least, most] of {len(spent[base])} rounds")
     for name, times in spent.items():
         ratios = [a / b for a, b in zip(times, spent[base], strict=True)]
         spread = f"{statistics.median(ratios):.3f} [{min(ratios):.3f}, {max(ratios):.3f}]"

@@ -6,6 +6,7 @@ python benchmarks/loading.py [image_size]
 like length together, as the encoder does by itself; "as they come" are batches of 32 in their own order.
 """
 
+import contextlib
 import json
 import sys
 import tempfile
@@ -33,12 +34,14 @@ def as_folder(rows, folder: Path) -> None:
 def main(image_size: str = "32") -> None:
     size = int(image_size)
     tune_cpu(BUCKET)
-    rows = load_data(DataConfig(source="openmoji-scenes", scenes=ROWS), "train", size)
+    with contextlib.redirect_stdout(sys.stderr):  # what it says of its work is no result
+        rows = load_data(DataConfig(source="openmoji-scenes", scenes=ROWS), "train", size)
     order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(0)).tolist()
     captions = [rows.captions[i] for i in order]
     with tempfile.TemporaryDirectory() as folder:
         as_folder(rows, Path(folder))
-        decoded = load_data(DataConfig(source=folder), "train", size)
+        with contextlib.redirect_stdout(sys.stderr):
+            decoded = load_data(DataConfig(source=folder), "train", size)
         known = [i % len(decoded) for i in order]  # its own test split is held back
         print(f"pictures of {size} px")
         arms = {"prepared, memory-mapped": lambda: rows.images(order), "decoded": lambda: decoded.images(known)}

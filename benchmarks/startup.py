@@ -18,7 +18,7 @@ def load(module: str) -> None:
 
 def main(rounds: str = "5") -> None:
     arms = {name: partial(load, name) for name in ("torch", *(f"textok_mini.{name}" for name in MODULES))}
-    table(in_turn(arms, rounds=int(rounds), warmup=1), "torch")
+    table(in_turn(arms, rounds=int(rounds), warmup=1), "torch", unit="ms a start")
 
 
 if __name__ == "__main__":
