@@ -71,8 +71,7 @@ class LatentSpace:
         try:
             self.meta = json.loads((self.folder / "latents.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            hint = "`python -m textok_mini.latents` makes them"
-            raise DataError(f"{folder}: no latents here, or not all yet; {hint}") from error
+            raise DataError(f"{folder}: no latents, or not all; `python -m textok_mini.latents` makes them") from error
         self.mean, self.deviation = (torch.tensor(self.meta[name]) for name in ("mean", "deviation"))
 
     def normalise(self, z: Tensor) -> Tensor:

@@ -206,8 +206,7 @@ def folder_rows(root: Path) -> tuple[dict[str, list[Row]], list[tuple[str, str]]
 
 
 def pictures_in(root: Path) -> list[Path]:
-    files = sorted(root.rglob("*"))
-    return [file for file in files if file.suffix.lower() in PICTURES and not file.name.startswith(".")]
+    return [f for f in sorted(root.rglob("*")) if f.suffix.lower() in PICTURES and not f.name.startswith(".")]
 
 
 def captioned_rows(root: Path, captions: Mapping[str, str]) -> tuple[dict[str, list[Row]], list[tuple[str, str]]]:

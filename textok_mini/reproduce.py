@@ -7,11 +7,12 @@ page is there is not run again, and a training goes on from its checkpoint. One 
 copy, and the others are run all the same. `runs/PRESET/index.html` shows all, with figures and `results.json`.
 """
 
+import functools
 import html
 import json
+import multiprocessing
 import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -31,13 +32,14 @@ pre {{ white-space: pre-wrap; background: #f6f6f6; padding: .6rem }}
 def reproduce(preset: str) -> int:
     """0 if every notebook has run, 1 if one failed. Raises ConfigError for an unknown preset."""
     notebooks.parameters_of(preset)
-    folder, at_once = project_root() / "runs" / preset, 1
-    if preset == "smoke":  # so short that most of it waits for one core
-        at_once = 2
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
+    folder, one = project_root() / "runs" / preset, functools.partial(run, preset)
     names = sorted(path.stem for path in (project_root() / "notebooks").glob("*.ipynb"))
-    with ThreadPoolExecutor(at_once) as pool:
-        failed = sum(pool.map(lambda name: run(name, preset, folder / name), names))
+    if preset == "smoke":  # so short that most of it waits for one core: two at a time
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        with multiprocessing.Pool(2) as pool:  # of processes, which Ctrl-C ends with their kernels
+            failed = sum(pool.imap(one, names))
+    else:
+        failed = sum(map(one, names))
     with beside(folder / "index.html") as part:
         sections = "\n".join(section(folder / name) for name in names)
         part.write_text(PAGE.format(preset=html.escape(preset), sections=sections), encoding="utf-8")
@@ -45,8 +47,9 @@ def reproduce(preset: str) -> int:
     return min(failed, 1)
 
 
-def run(name: str, preset: str, folder: Path) -> int:
+def run(preset: str, name: str) -> int:
     """1 if it failed."""
+    folder = project_root() / "runs" / preset / name
     if (folder / f"{name}.html").is_file():
         print(f"{name}: done before", flush=True)
         return 0
@@ -61,13 +64,13 @@ def section(folder: Path) -> str:
     book = nbformat.read(copy, as_version=4) if copy.is_file() else nbformat.v4.new_notebook()
     state, summary = "<span class=failed>failed: the copy holds the traceback</span>", ""
     if page.is_file():
-        state = f"in {book.metadata.papermill.duration:.0f} s"
+        state = f"in {book.metadata.get('papermill', {}).get('duration', float('nan')):.0f} s"
         said = json.loads(results.read_text(encoding="utf-8"))["summary"] if results.is_file() else []
         summary = f"<pre>{html.escape(chr(10).join(said))}</pre>" if said else ""
     links = [path for path in (page, copy, results) if path.is_file()]
     listed = " · ".join(f'<a href="{name}/{path.name}">{path.name}</a>' for path in links)
-    outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
-    found = ["".join(o.data["image/png"].split()) for o in outputs if "image/png" in o.get("data", {})]
+    data = [output.get("data", {}) for cell in book.cells for output in cell.get("outputs", [])]
+    found = ["".join(some["image/png"].split()) for some in data if "image/png" in some]
     pictures = "".join(f'<img alt="a figure" src="data:image/png;base64,{png}">' for png in found)
     return f"<h2>{name}</h2><p>{state} · {listed}</p>{summary}<p>{pictures}</p>"
 

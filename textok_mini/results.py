@@ -110,8 +110,7 @@ def smoothed(log: list[dict], key: str, window: int = 5) -> tuple[list[float], n
     """Steps and a running mean of a logged value."""
     values = np.array([line[key] for line in log])
     width = min(window, len(values))
-    means = np.convolve(values, np.ones(width) / width, "valid")
-    return [line["step"] for line in log][width - 1 :], means
+    return [line["step"] for line in log][width - 1 :], np.convolve(values, np.ones(width) / width, "valid")
 
 
 def learning_curves(
