@@ -81,9 +81,8 @@ def made_with(folder: Path) -> str:
     seconds = sum(read_log(run, "timing.jsonl")[-1]["seconds"] for run in runs if (run / "timing.jsonl").exists())
     files = [run / "results.json" for run in runs]
     kept = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
-    counts = [Counter(one["device"] for one in kept), Counter(one["commit"][:10] for one in kept)]
-    counts.append(Counter(f"torch {one['versions']['torch']}" for one in kept))
-    of = "; ".join(f"{key} ({count})" for counter in counts for key, count in counter.most_common())
+    keys = zip(*((one["device"], one["commit"][:10], f"torch {one['versions']['torch']}") for one in kept), strict=True)
+    of = "; ".join(f"{key} ({count})" for column in keys for key, count in Counter(column).most_common())
     return html.escape(f"{len(runs)} trainings, {seconds / 3600:.1f} hours in all. Where it was kept: {of}.")
 
 
