@@ -15,13 +15,13 @@ from unittest import mock
 import torch
 from _paired import in_turn, table, where
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from textok_mini import vit
 from textok_mini.device import SHORT, best, tune_cpu
-from textok_mini.losses import LPIPS, tokenizer_loss
+from textok_mini.losses import LPIPS, Reaching, tokenizer_loss
 from textok_mini.schedule import adamw, warmed_up_ema
 from textok_mini.settings import load_config
 from textok_mini.text import TextTokens
@@ -99,6 +99,7 @@ def made(name: str, count: int, way: str = BASE) -> Callable[[], None]:
         "all outputs of the last blocks": lambda: mock.patch.object(vit.Transformer, "forward", reads_all),
         "three products for q, k, v": lambda: mock.patch.object(vit.Attention, "forward", three_products),
         "the other attention kernel": other_kernel,
+        "LPIPS with whole kernels": lambda: mock.patch.object(Reaching, "forward", nn.Conv2d.forward),
     }
     return changed(changes[way]) if way in changes else step
 
@@ -112,6 +113,7 @@ WAYS = {
     "optimiser, foreach": "",
     "EMA of torch": "",
     "LPIPS channels last": "",
+    "LPIPS with whole kernels": "",
     "bfloat16": "only where the processor has it; other results than fp32's",
     "compiled": "after minutes of compiling",
 }

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 
 from textok_mini.own_data import DataError
-from textok_mini.paths import beside
+from textok_mini.paths import beside, write_text
 
 PICTURES_A_BUCKET = 256
 FEWEST_BUCKETS = 16  # so that several machines find work to share, and a folder may grow
@@ -55,8 +55,7 @@ class CaptionStore:
         with FileLock(folder / ".locks" / "settings"):
             if not path.exists():
                 made = settings | {"buckets": max(FEWEST_BUCKETS, math.ceil(pictures / PICTURES_A_BUCKET))}
-                with beside(path, alone=True) as part:
-                    part.write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
+                write_text(path, json.dumps(made, indent=2) + "\n", alone=True)
         store, ours = cls(folder), json.loads(json.dumps(settings))
         names = sorted((ours.keys() | store.settings.keys()) - {"buckets", "licence"})  # these change no caption
         if differ := ", ".join(name for name in names if ours.get(name) != store.settings.get(name)):

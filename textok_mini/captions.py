@@ -21,7 +21,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import datasets
 import numpy as np
 import transformers as hf
 from PIL import Image
@@ -210,7 +209,8 @@ def find_pictures(c: Settings) -> dict[str, Found]:
         known_split(c.split or next(iter(tables)), tables, c.data.source)
         for split in [c.split] if c.split else tables:
             rows = hub_pictures(tables[split], c.data)
-            found |= {f"{split}/{i}": Found(partial(stored, rows, i), None) for i in range(len(rows))}
+            opens = [lambda rows=rows, i=i: decode(rows[i]["image"]) for i in range(len(rows))]
+            found |= {f"{split}/{i}": Found(one, None) for i, one in enumerate(opens)}
         return found
     if not (files := pictures_in(root / c.split)):
         others = f"{' or '.join(MADE)}, or a hub's OWNER/NAME"
@@ -222,10 +222,6 @@ def find_pictures(c: Settings) -> dict[str, Found]:
 
 def drawn(rows: CaptionedImages, row: int) -> Image.Image:
     return Image.fromarray(rows.images([row])[0].permute(1, 2, 0).numpy())
-
-
-def stored(rows: datasets.Dataset, row: int) -> Image.Image:
-    return decode(rows[row]["image"])
 
 
 def caption(c: Settings) -> None:

@@ -24,7 +24,7 @@ from textok_mini.cost import multiply_adds
 from textok_mini.dit import DiT
 from textok_mini.grid import per_seed, read_grid
 from textok_mini.intervals import Interval, seeds_interval
-from textok_mini.paths import beside, project_root, resolve
+from textok_mini.paths import project_root, resolve, write_text
 from textok_mini.settings import load_config
 
 CLAIMS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
@@ -162,8 +162,7 @@ def main(arguments: list[str]) -> None:
     if "page" in given:
         from textok_mini.report import page  # which imports this module
 
-        with beside(Path(given["page"])) as part:
-            part.write_text(page(folder), encoding="utf-8")
+        write_text(Path(given["page"]), page(folder))
         print(f"the same, drawn: {given['page']}")
 
 

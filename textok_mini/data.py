@@ -11,11 +11,13 @@ and lie under `data/` as memory-mapped arrow files. Anyone's own pictures are ch
 (`own_data`), because a bad row met in the third hour of a run costs three hours.
 """
 
+import ctypes
 import dataclasses
 import itertools
 import json
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -217,8 +219,10 @@ def scene_rows(config: DataConfig, split: str, image_size: int) -> Iterator[dict
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
     if (workers := min(cores, len(indices) // 500)) < 2:
         return draw(indices)
-    # torch's loader keeps the order, stops with its process and says so when a worker dies. It draws seeds: its own.
+    # torch's loader keeps the order and says so when a worker dies. It draws seeds: its own.
     how = dict(num_workers=workers, multiprocessing_context="fork", generator=torch.Generator())
+    # Its worker would wait for ever where its process was killed; Linux ends it (1: PR_SET_PDEATHSIG).
+    how["worker_init_fn"] = lambda _: ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     return itertools.chain.from_iterable(DataLoader(indices, 100, collate_fn=lambda some: list(draw(some)), **how))
 
 

@@ -30,7 +30,7 @@ from textok_mini.evaluation import generation_metrics
 from textok_mini.images import to_uint8
 from textok_mini.latents import Latents
 from textok_mini.own_data import METADATA
-from textok_mini.paths import beside, resolve
+from textok_mini.paths import resolve, write_text
 from textok_mini.sample import Painter
 from textok_mini.settings import apply_overrides, from_dict, load_config
 from textok_mini.training import train
@@ -63,8 +63,7 @@ def generate(preset: str, c: Settings, settings: Sequence[str], samples: Sequenc
     train(load_config(preset, [*of_data, *settings, f"generator.latents={folder / 'latents'}"]), folder / "dit")
     sample.sample(how)
     results = measure(folder / "pictures", Painter(how.dit, c.tokenizer), rows, how)
-    with beside(folder / "results.json") as part:
-        part.write_text(json.dumps(results, indent=1), encoding="utf-8")
+    write_text(folder / "results.json", json.dumps(results, indent=1))
     return results
 
 

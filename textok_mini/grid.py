@@ -38,7 +38,7 @@ from textok_mini.config import Config, ConfigError, table
 from textok_mini.data import load_data
 from textok_mini.generate import Settings, generate
 from textok_mini.intervals import Interval, seeds_interval
-from textok_mini.paths import beside, project_root, resolve
+from textok_mini.paths import beside, project_root, resolve, write_text
 from textok_mini.results import provenance
 from textok_mini.run import KEPT, read_log
 from textok_mini.settings import load_config
@@ -124,8 +124,7 @@ def keep(run_folder: Path, kept: Path, metrics: dict[str, np.ndarray], config: C
     for name in KEPT:
         shutil.copyfile(run_folder / name, kept / name)
     means = {key: round(float(values.mean()), 5) for key, values in metrics.items()}
-    with beside(kept / "results.json") as part:
-        part.write_text(json.dumps(provenance(config) | {"metrics": means}, indent=1) + "\n", encoding="utf-8")
+    write_text(kept / "results.json", json.dumps(provenance(config) | {"metrics": means}, indent=1) + "\n")
     with beside(kept / "metrics.npz") as part, part.open("wb") as file:
         np.savez_compressed(file, **metrics)
 
@@ -224,8 +223,7 @@ def main(arguments: list[str]) -> None:
         case ["readme"]:
             readme = project_root() / "README.md"
             text = up_to_date(readme.read_text(encoding="utf-8"), project_root())
-            with beside(readme) as part:
-                part.write_text(text, encoding="utf-8")
+            write_text(readme, text)
         case _:
             raise Help
 

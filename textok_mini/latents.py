@@ -34,7 +34,7 @@ from textok_mini.device import best
 from textok_mini.hub import revision
 from textok_mini.images import to_float
 from textok_mini.own_data import DataError
-from textok_mini.paths import beside, resolve
+from textok_mini.paths import beside, resolve, write_text
 from textok_mini.recipe import text_encoder
 from textok_mini.run import load_run, read_config
 from textok_mini.settings import apply_overrides, from_dict, merge, to_dict
@@ -127,8 +127,7 @@ def encode(c: Settings) -> None:
     claim(folder, meta)
     if c.captions:
         lists = class_captions(load_data(data, "test", config.tokenizer.image_size), rows, c.captions, seed=0)
-        with beside(folder / "captions.json") as part:
-            part.write_text(json.dumps(lists, indent=1), encoding="utf-8")
+        write_text(folder / "captions.json", json.dumps(lists, indent=1))
     (first, of), files = map(int, c.shard.split("/")), math.ceil(len(wanted) / ROWS_A_FILE)
     paths = [folder / f"latents-{number:05d}.npy" for number in range(files)]
     for path, start in list(zip(paths, range(0, len(wanted), ROWS_A_FILE), strict=True))[first::of]:
@@ -157,8 +156,7 @@ def claim(folder: Path, meta: dict) -> None:
     if path.exists() and (there := json.loads(path.read_text(encoding="utf-8"))) != meta:
         differ = ", ".join(name for name in meta if there.get(name) != meta[name])
         raise DataError(f"{folder}: holds latents of another {differ}; choose another folder, or delete this one")
-    with beside(path) as part:
-        part.write_text(json.dumps(meta, indent=2), encoding="utf-8")
+    write_text(path, json.dumps(meta, indent=2))
 
 
 def finish(folder: Path, meta: dict, paths: list[Path], table: dict) -> None:
@@ -171,8 +169,7 @@ def finish(folder: Path, meta: dict, paths: list[Path], table: dict) -> None:
     moments = {"mean": mean.tolist(), "deviation": np.sqrt(squares / count - mean**2).tolist()}
     with beside(folder / "rows.parquet") as part:
         pq.write_table(pa.table(table), part)
-    with beside(folder / "latents.json") as part:
-        part.write_text(json.dumps(meta | moments, indent=2), encoding="utf-8")
+    write_text(folder / "latents.json", json.dumps(meta | moments, indent=2))
 
 
 @command(__doc__)

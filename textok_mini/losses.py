@@ -14,7 +14,7 @@ from typing import Literal
 
 import lpips
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import get_weight, resnet50
 
@@ -27,6 +27,16 @@ SMALLEST_SIDE = {"alex": 31, "vgg": 16}  # below it a pooling layer of the trunk
 def l2(reconstruction: Tensor, images: Tensor) -> Tensor:
     """Mean squared error over all pixels and channels of images in [-1, 1], a scalar in fp32."""
     return F.mse_loss(reconstruction.float(), images.float())
+
+
+class Reaching(nn.Conv2d):
+    """A convolution without the rows and columns of its kernel that meet nothing but padding: on a map of one place, to
+    which AlexNet brings a picture of 32 pixels, all but the centre. Same values, a quarter of LPIPS's time less."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        idle = max(0, self.padding[0] + 1 - max(x.shape[-2:]))
+        met = slice(idle, self.kernel_size[0] - idle)
+        return F.conv2d(x, self.weight[..., met, met], self.bias, self.stride, self.padding[0] - idle)
 
 
 class LPIPS:
@@ -51,6 +61,8 @@ class LPIPS:
         # `slice2.3.weight` there is `features.3.weight` in torchvision: same layers, cut into five slices.
         names = self.network.net.state_dict()
         self.network.net.load_state_dict({name: tensors[f"features.{name.split('.', 1)[1]}"] for name in names})
+        for layer in self.network.net.modules():
+            layer.__class__ = Reaching if isinstance(layer, nn.Conv2d) else layer.__class__
         self.network.eval().requires_grad_(False)
 
     def __call__(self, reconstruction: Tensor, images: Tensor, known: list[Tensor] | None = None) -> Tensor:

@@ -23,7 +23,7 @@ from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from textok_mini.command import command
 from textok_mini.config import ConfigError
 from textok_mini.own_data import digest
-from textok_mini.paths import project_root
+from textok_mini.paths import project_root, write_text
 from textok_mini.settings import nearest
 
 
@@ -78,8 +78,7 @@ def to_html(executed: Path) -> Path:
     # nbconvert's template asks a CDN for MathJax, require.js and mermaid; these notebooks use none of them.
     page = re.sub(r"<script[^>]*src=\"https?://[^>]*>\s*</script>", "", page)
     page = re.sub(r"<script type=\"module\">.*?mermaid.*?</script>", "", page, flags=re.DOTALL)
-    html = executed.with_suffix(".html")
-    html.write_text(page, encoding="utf-8")
+    write_text(html := executed.with_suffix(".html"), page)
     return html
 
 

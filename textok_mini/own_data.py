@@ -26,7 +26,7 @@ from tqdm.contrib.concurrent import thread_map
 from textok_mini.command import Complaint
 from textok_mini.config import DataConfig
 from textok_mini.hub import hub_reachable
-from textok_mini.paths import beside, data_dir
+from textok_mini.paths import data_dir, write_text
 
 CHECKS = 3  # raise it whenever a row would be judged otherwise: kept verdicts are found by it
 HELD_OUT_SHARE = 0.1  # of rows, where there is no test split
@@ -144,8 +144,7 @@ def judge(source: str, key: list, find: Callable[[], tuple], config: DataConfig,
     for split, rows in splits.items():
         kept = [[row.id, " ".join(row.caption.split()), row.label] for row in rows if row.where not in bad]
         verdict["splits"][split] = kept
-    with beside(path) as part:
-        part.write_text(json.dumps(verdict), encoding="utf-8")
+    write_text(path, json.dumps(verdict))
     return verdict
 
 

@@ -50,3 +50,9 @@ def beside(path: Path, alone: bool = False) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str, alone: bool = False) -> None:
+    """A file of text, whole or not at all: `beside`."""
+    with beside(path, alone) as part:
+        part.write_text(text, encoding="utf-8")

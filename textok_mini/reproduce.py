@@ -19,7 +19,7 @@ import nbformat
 
 from textok_mini import notebooks
 from textok_mini.command import Help, command
-from textok_mini.paths import beside, project_root
+from textok_mini.paths import project_root, write_text
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>textok_mini: {preset}</title><style>
@@ -40,9 +40,8 @@ def reproduce(preset: str) -> int:
             failed = sum(pool.imap(one, names))
     else:
         failed = sum(map(one, names))
-    with beside(folder / "index.html") as part:
-        sections = "\n".join(section(folder / name) for name in names)
-        part.write_text(PAGE.format(preset=html.escape(preset), sections=sections), encoding="utf-8")
+    sections = "\n".join(section(folder / name) for name in names)
+    write_text(folder / "index.html", PAGE.format(preset=html.escape(preset), sections=sections))
     print(f"{len(names) - failed} of {len(names)} notebooks have run: {folder / 'index.html'}")
     return min(failed, 1)
 

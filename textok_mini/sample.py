@@ -40,7 +40,7 @@ from textok_mini.hub import revision
 from textok_mini.images import pixels
 from textok_mini.latents import LatentSpace, claim
 from textok_mini.own_data import METADATA, DataError
-from textok_mini.paths import beside, resolve
+from textok_mini.paths import beside, resolve, write_text
 from textok_mini.recipe import text_encoder
 from textok_mini.run import read_config
 from textok_mini.settings import apply_overrides, from_dict
@@ -181,8 +181,7 @@ def finish(
     """The metadata of `load_data`'s form, and ADM's: `arr_0` uint8 (n, H, W, 3), `arr_1` the labels."""
     said = {label: {"label": classes[label]} for label in set(labels) - {-1}}
     rows = [{"file_name": n, "caption": t, **said.get(i, {})} for n, t, i in zip(names, captions, labels, strict=True)]
-    with beside(folder / METADATA) as part:
-        part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_text(folder / METADATA, "".join(json.dumps(row) + "\n" for row in rows))
     if npz:
         with beside(folder / "pictures.npz") as part, part.open("wb") as file:
             np.savez(file, np.stack([np.asarray(Image.open(folder / name)) for name in names]), np.array(labels))

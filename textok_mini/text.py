@@ -173,11 +173,9 @@ class CachedText:
         self.spans = {c: slice(a, b) for c, a, b in zip(distinct, offsets[:-1], offsets[1:], strict=True)}
 
     def __call__(self, captions: Sequence[str]) -> TextTokens:
-        if missing := [c for c in captions if c not in self.spans]:
-            fresh = self.encoder(missing)
-            rows = {c: e[m].bfloat16() for c, e, m in zip(missing, fresh.embeddings, fresh.mask, strict=True)}
-        else:
-            rows = {}
+        missing = [c for c in captions if c not in self.spans]
+        fresh = self.encoder(missing) if missing else ((), ())
+        rows = {c: e[m].bfloat16() for c, e, m in zip(missing, *fresh, strict=True)}
         return padded_tokens([rows[c] if c in rows else self.tokens[self.spans[c]] for c in captions])
 
 

@@ -23,7 +23,7 @@ from textok_mini.config import Config
 from textok_mini.data import as_batch
 from textok_mini.device import tune_cpu
 from textok_mini.generator import GeneratorRecipe
-from textok_mini.paths import beside
+from textok_mini.paths import write_text
 from textok_mini.recipe import TokenizerRecipe
 from textok_mini.run import Run, TrainingError, check_folder, save_weights
 from textok_mini.schedule import BatchOrder, adamw, learning_rate, warmed_up_ema
@@ -68,8 +68,7 @@ def train(config: Config, output_dir: str | Path) -> Path:
             f"{t.accumulate} and at most {len(rows)}, the number of rows"
         )
     if accelerator.is_main_process:  # only now: a run that never began must not keep the folder to itself
-        with beside(output_dir / "config.json") as part:
-            part.write_text(config_json(config), encoding="utf-8")
+        write_text(output_dir / "config.json", config_json(config))
     ema, optimizer = AveragedModel(model, multi_avg_fn=warmed_up_ema(t.ema)), adamw(model, t)
     parts = {"model": model, "ema": ema, "optimizer": optimizer} | recipe.parts
     run = Run(output_dir, parts, main=accelerator.is_main_process)
