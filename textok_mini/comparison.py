@@ -14,11 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from textok_mini.config import Config
 from textok_mini.data import CaptionedImages, stored_captions
 from textok_mini.device import best
 from textok_mini.evaluation import MEASURES, metrics_of_all
 from textok_mini.images import to_float
 from textok_mini.intervals import paired_bootstrap
+from textok_mini.losses import Trunk
 from textok_mini.recipe import text_encoder
 from textok_mini.run import load_run
 from textok_mini.scenes import CHANGES, LEVELS, caption
@@ -87,14 +89,12 @@ def evaluate(
     names: Sequence[str] = MEASURES,
 ) -> dict[str, dict[str, np.ndarray]]:
     """Per-image metrics of a run on `rows`: with the `right` captions, and under each of `conditions`: a name of
-    `other_captions`, told to both halves, or to one as in `wrong place, detokenizer`. LPIPS is on VGG16's trunk, on
-    AlexNet's for a run that was trained on VGG16's: a figure flatters whoever was trained on it."""
+    `other_captions`, told to both halves, or to one as in `wrong place, detokenizer`. LPIPS is on `grading_trunk`'s."""
     model, config = load_run(folder, snapshot)
-    trunk = "alex" if config.training.perceptual == "lpips-vgg" else "vgg"
     split = {} if config.tokenizer.text_in == "none" else {c: c.partition(", ")[::2] for c in conditions}
     lies = {what for what, _ in split.values()}
     said = {what: other_captions(rows, what, config.data.captions) for what in lies}
-    device, parts = best(), []
+    device, parts, trunk = best(), [], grading_trunk(config)
     model, encoder = model.to(device), text_encoder(config, sum(said.values(), rows.captions), device)
     told = {"right": (None, None)}
     for condition, (what, half) in split.items():
@@ -105,6 +105,11 @@ def evaluate(
         pictures = {name: reconstruct(model, some, encoder, *pair) for name, pair in lines.items()}
         parts.append(metrics_of_all(pictures, to_float(some.images(list(range(len(some))))), trunk, names=names))
     return {name: {key: np.concatenate([part[name][key] for part in parts]) for key in parts[0][name]} for name in told}
+
+
+def grading_trunk(config: Config) -> Trunk:
+    """LPIPS's on VGG16, or AlexNet's for a run that was trained on VGG16's: a figure flatters who was trained on it."""
+    return "alex" if config.training.perceptual == "lpips-vgg" else "vgg"
 
 
 def differences(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:

@@ -142,8 +142,7 @@ def judge(source: str, key: list, find: Callable[[], tuple], config: DataConfig,
         splits = {name: [row for row in rows if is_for_test(row.id) == (name == "test")] for name in ("train", "test")}
     verdict = {"splits": {}, "skipped": skipped}
     for split, rows in splits.items():
-        kept = [[row.id, " ".join(row.caption.split()), row.label] for row in rows if row.where not in bad]
-        verdict["splits"][split] = kept
+        verdict["splits"][split] = [[r.id, " ".join(r.caption.split()), r.label] for r in rows if r.where not in bad]
     write_text(path, json.dumps(verdict))
     return verdict
 

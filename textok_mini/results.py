@@ -17,10 +17,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from textok_mini.comparison import differences, evaluate, load_run, reconstruct
+from textok_mini.comparison import differences, evaluate, grading_trunk, load_run, reconstruct
 from textok_mini.config import Config, TexTokConfig
 from textok_mini.cost import seconds
 from textok_mini.data import CaptionedImages, load_data
+from textok_mini.device import best
 from textok_mini.evaluation import distances, metrics_of_all
 from textok_mini.images import to_float, to_uint8
 from textok_mini.intervals import Interval, bootstrap_mean
@@ -45,18 +46,19 @@ def pair_report(folder: str | Path, config: Config, limit: int, arms: Sequence[s
     report: dict[str, Any] = {"metrics": {}, "differences": {}, "distances": {}, "wrong": {}, "seconds": {}}
     for split in splits:
         rows = load_data(config.data, split, config.tokenizer.image_size).first(limit)
-        per_image[split] = {arm: evaluate(folder / arm, rows)["right"] for arm in arms}
-        means = {a: {n: vars(bootstrap_mean(v)) for n, v in m.items()} for a, m in per_image[split].items()}
-        report["metrics"][split] = means
-        report["differences"][split] = differences(*(per_image[split][arm] for arm in arms[:2]))
-        for arm in arms if split == "test" else ():
+        originals, drawn, device = rows.images(list(range(len(rows)))), {}, best()
+        for arm in arms:
             model, of = load_run(folder / arm)
-            pictures = to_uint8(reconstruct(model, rows, text_encoder(of, rows.captions, "cpu")))
-            report["distances"][arm] = distances(rows.images(list(range(len(rows)))), pictures)
-            if of.tokenizer.text_in != "none":
-                lies = [f"wrong {change}, detokenizer" for change in (CHANGES if rows.world else ["picture"])]
-                told = evaluate(folder / arm, rows, lies, names=("psnr",))  # LPIPS would take as long as all the rest
-                report["wrong"][arm] = {lie: differences(told[lie], told["right"]) for lie in lies}
+            drawn[arm] = reconstruct(model.to(device), rows, text_encoder(of, rows.captions, device))
+        measured = per_image[split] = metrics_of_all(drawn, to_float(originals), grading_trunk(config))
+        means = {a: {n: vars(bootstrap_mean(v)) for n, v in m.items()} for a, m in measured.items()}
+        report["metrics"][split], report["differences"][split] = means, differences(*map(measured.get, arms[:2]))
+        if split == "test":
+            report["distances"] = {arm: distances(originals, to_uint8(pictures)) for arm, pictures in drawn.items()}
+            lies = [f"wrong {change}, detokenizer" for change in (CHANGES if rows.world else ["picture"])]
+            for arm in arms:  # in dB alone: LPIPS of so many pictures would take as long as the rest
+                told = evaluate(folder / arm, rows, lies, names=("psnr",))
+                report["wrong"][arm] = {lie: differences(told[lie], told["right"]) for lie in lies if lie in told}
     report["seconds"] = {arm: read_log(folder / arm, "timing.jsonl")[-1]["seconds"] for arm in arms}
     report |= {"pictures": len(per_image["test"][arms[0]]["psnr"]), "config": config, "per_image": per_image}
     report["summary"] = summary(report)
@@ -169,10 +171,6 @@ def save(report: Mapping[str, Any], folder: str | Path) -> Path:
     """`results.json`: the report with config, versions and per-image metrics; written beside and renamed."""
     values = dict(report) | provenance(report["config"])
     values["config"] = to_dict(report["config"])
-    values["per_image"] = {
-        split: {arm: {k: np.round(v, 4).tolist() for k, v in metrics.items()} for arm, metrics in arms.items()}
-        for split, arms in report["per_image"].items()
-    }
     path = Path(folder) / "results.json"
-    write_text(path, json.dumps(values, indent=1))
+    write_text(path, json.dumps(values, indent=1, default=lambda array: np.round(array, 4).tolist()))
     return path

