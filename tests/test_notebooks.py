@@ -9,12 +9,15 @@ import subprocess
 import sys
 
 import nbformat
+import numpy as np
 import papermill
 import pytest
 import yaml
 
 from textok_mini import notebooks
+from textok_mini.comparison import evaluate
 from textok_mini.config import ConfigError
+from textok_mini.data import load_data
 from textok_mini.paths import project_root
 from textok_mini.settings import load_config, to_dict
 
@@ -96,6 +99,18 @@ def test_smoke_run_writes_results_and_a_page_that_stands_alone(smoke_copy):
     page = (smoke_copy / "00_quickstart.html").read_text()
     assert not re.search(r"<(script|link|img)[^>]*(src|href)=\"https?://", page)
     assert page.count("data:image/png;base64") >= 7
+
+
+def test_the_report_is_what_each_arm_scores_alone(smoke_copy):
+    results, config, lie = json.loads((smoke_copy / "results.json").read_text()), load_config("smoke"), "wrong place"
+    rows = load_data(config.data, "test", config.tokenizer.image_size).first(32)
+    for arm in ("twin", "textok"):
+        alone = evaluate(smoke_copy / arm, rows, [f"{lie}, detokenizer"])
+        for name, values in alone["right"].items():
+            np.testing.assert_allclose(results["per_image"]["test"][arm][name], values, atol=2e-4)
+    cost = (alone[f"{lie}, detokenizer"]["psnr"] - alone["right"]["psnr"]).mean()
+    assert results["wrong"]["textok"][f"{lie}, detokenizer"]["psnr"]["mean"] == pytest.approx(cost, abs=1e-5)
+    assert not results["wrong"]["twin"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
