@@ -29,8 +29,8 @@ def tf32() -> Iterator[None]:
 def tune_cpu(tokens: int, exact: bool = False) -> None:
     """Make fp32 training on a CPU faster, for sequences of about `tokens`; does nothing on an accelerator.
 
-    Measured by `benchmarks/cpu_settings.py` at the laptop's size: together about 1.6 times as fast with AVX-512, no
-    faster without. Affects the whole process, so commands call it and the library's functions don't.
+    Measured by `benchmarks/cpu_settings.py` at the laptop's size: a gain with AVX-512, none without. Affects the whole
+    process, so commands call it and the library's functions don't.
 
     1. Matrix products go to oneDNN instead of MKL, which on AMD uses only half of AVX-512. The setting is named
        bf16, but where the processor has no bf16 matrix unit (AMX) oneDNN computes in fp32, exactly as before; where
