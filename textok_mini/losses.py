@@ -31,7 +31,7 @@ def l2(reconstruction: Tensor, images: Tensor) -> Tensor:
 
 class Reaching(nn.Conv2d):
     """A convolution without the rows and columns of its kernel that meet nothing but padding: on a map of one place, to
-    which AlexNet brings a picture of 32 pixels, all but the centre. Same values; `benchmarks/choices.py` has the gain."""
+    which AlexNet brings a picture of 32 pixels, all but the centre. Same values (gain: `benchmarks/choices.py`)."""
 
     def forward(self, x: Tensor) -> Tensor:
         idle = max(0, self.padding[0] + 1 - max(x.shape[-2:]))
