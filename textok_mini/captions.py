@@ -36,13 +36,13 @@ from textok_mini.own_data import (
     HUB_ID,
     PICTURES,
     DataError,
-    decode,
     digest,
     fit,
     hub_pictures,
     known_split,
     load_from_hub,
     pictures_in,
+    stored,
     upright,
 )
 from textok_mini.paths import resolve
@@ -209,8 +209,7 @@ def find_pictures(c: Settings) -> dict[str, Found]:
         known_split(c.split or next(iter(tables)), tables, c.data.source)
         for split in [c.split] if c.split else tables:
             rows = hub_pictures(tables[split], c.data)
-            opens = [lambda rows=rows, i=i: decode(rows[i]["image"]) for i in range(len(rows))]
-            found |= {f"{split}/{i}": Found(one, None) for i, one in enumerate(opens)}
+            found |= {f"{split}/{i}": Found(partial(stored, rows, i), None) for i in range(len(rows))}
         return found
     if not (files := pictures_in(root / c.split)):
         others = f"{' or '.join(MADE)}, or a hub's OWNER/NAME"

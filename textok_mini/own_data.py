@@ -268,6 +268,10 @@ def hub_pictures(table: datasets.Dataset, config: DataConfig) -> datasets.Datase
     return table.select_columns([image]).rename_columns({image: "image"}).cast_column("image", AS_STORED)
 
 
+def stored(pictures: datasets.Dataset, row: int) -> Image.Image:
+    return decode(pictures[row]["image"])
+
+
 def check_hub(config: DataConfig, split: str, image_size: int, captions: Mapping[str, str] | None = None) -> dict:
     """The good rows of one split of a hub data set, by the column names of `config`; with `captions` by SPLIT/ROW in
     place of its own. Raises DataError."""
@@ -288,10 +292,8 @@ def check_hub(config: DataConfig, split: str, image_size: int, captions: Mapping
         labels = table[label] if label in table.column_names else [None] * len(table)
         if names:
             labels = [None if number in (None, -1) else names[number] for number in labels]
-        rows = [
-            Row(f"{source} {home} row {i}", str(i), caption, value, lambda i=i: decode(pictures[i]["image"]))
-            for i, (caption, value) in enumerate(zip(told, labels, strict=True))
-        ]
+        pairs = enumerate(zip(told, labels, strict=True))
+        rows = [Row(f"{source} {home} row {i}", str(i), *pair, partial(stored, pictures, i)) for i, pair in pairs]
         return {name: [] for name in tables} | {home: rows}, []
 
     key = [source, home, table._fingerprint, image, text, label, captions and digest(captions)]  # all that rows follow
